@@ -1,0 +1,1 @@
+"""jflat: find and measure flat minima of neural networks, in JAX."""

@@ -1,0 +1,24 @@
+"""The ground floor: pytree algebra, linear operators, outcomes as data, and one way to refuse bad input.
+
+- `LinearOperator`, `from_function`, `from_matrix`, `dense`: symmetric operators on pytrees
+- `Status`, `explain`, `succeeded`, `raise_if_failed`: outcomes as data
+- `tree`: inner products, norms, random vectors on pytrees
+- `check`: clear errors for bad input
+"""
+
+from jflat.core import check, tree
+from jflat.core.operator import LinearOperator, dense, from_function, from_matrix
+from jflat.core.status import Status, explain, raise_if_failed, succeeded
+
+__all__ = [
+    "LinearOperator",
+    "Status",
+    "check",
+    "dense",
+    "explain",
+    "from_function",
+    "from_matrix",
+    "raise_if_failed",
+    "succeeded",
+    "tree",
+]

@@ -1,0 +1,95 @@
+"""One way to refuse bad input: the function, the argument, the rule and the value, in one sentence.
+
+Only what is known while tracing is checked (Python and NumPy numbers, shapes, dtypes, tree structures); a traced value
+passes, and an algorithm answers for it with a status (`jflat.core.status`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "require",
+    "require_choice",
+    "require_floating",
+    "require_integer",
+    "require_number",
+    "require_same_structure",
+    "require_scalar",
+]
+
+
+def require(condition: bool, where: str, argument: str, rule: str, value: Any) -> None:
+    """Raise `ValueError("where: argument rule; got value.")` unless `condition` holds.
+
+    >>> require(5 <= 3, "lanczos", "num_steps", "must lie in [1, 3], the size of the space", 5)
+    Traceback (most recent call last):
+        ...
+    ValueError: lanczos: num_steps must lie in [1, 3], the size of the space; got 5.
+    """
+    if not condition:
+        raise ValueError(f"{where}: {argument} {rule}; got {value}.")
+
+
+def require_integer(where: str, argument: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Refuse a host value that is not an integer in `[minimum, maximum]`; pass traced integers."""
+    if isinstance(value, jax.Array):
+        is_integer = jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0
+        require(is_integer, where, argument, "must be an integer scalar", f"{value.dtype}{list(value.shape)}")
+        return
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(is_integer, where, argument, "must be an integer", repr(value))
+    bounds = f"must be at least {minimum}" if maximum is None else f"must lie in [{minimum}, {maximum}]"
+    require(minimum <= value and (maximum is None or value <= maximum), where, argument, bounds, value)
+
+
+def require_number(
+    where: str, argument: str, value: Any, minimum: float = -np.inf, maximum: float = np.inf, *, exclusive: bool = False
+) -> None:
+    """Refuse a host number that is not finite or lies outside `[minimum, maximum]` (open interval if `exclusive`)."""
+    if isinstance(value, jax.Array) or callable(value):
+        return
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    require(is_number, where, argument, "must be a number", repr(value))
+    inside = minimum < value < maximum if exclusive else minimum <= value <= maximum
+    left, right = ("(", ")") if exclusive else ("[", "]")
+    rule = f"must be finite and lie in {left}{minimum:g}, {maximum:g}{right}"
+    require(bool(np.isfinite(value)) and inside, where, argument, rule, value)
+
+
+def require_choice(where: str, argument: str, value: Any, choices: tuple[str, ...] | Mapping[str, Any]) -> None:
+    """Refuse a value that is not among `choices`, naming them all."""
+    require(value in choices, where, argument, "must be one of " + ", ".join(map(repr, choices)), repr(value))
+
+
+def require_floating(where: str, argument: str, tree: Any) -> None:
+    """Refuse an empty pytree, and one with leaves that have no derivative (integers, booleans, keys)."""
+    leaves = jax.tree.leaves_with_path(tree)
+    require(len(leaves) > 0, where, argument, "must have at least one array", "an empty tree")
+    for path, leaf in leaves:
+        name = f"{argument}{jax.tree_util.keystr(path)}"
+        dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+        require(jnp.issubdtype(dtype, jnp.floating), where, name, "must be a real floating-point array", dtype)
+
+
+def require_same_structure(where: str, argument: str, tree: Any, like: Any) -> None:
+    """Refuse a pytree whose structure, shapes or dtypes differ from those of `like`, naming the first such leaf."""
+    got: Any = jax.tree.structure(tree)
+    want: Any = jax.tree.structure(like)
+    require(got == want, where, argument, f"must have the tree structure {want}", got)
+    for (path, leaf), reference in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True):
+        name = f"{argument}{jax.tree_util.keystr(path)}"
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        rule = f"must have shape {tuple(reference.shape)} and dtype {reference.dtype}"
+        require(shape == tuple(reference.shape) and dtype == reference.dtype, where, name, rule, f"{shape} {dtype}")
+
+
+def require_scalar(where: str, argument: str, value: Any) -> None:
+    """Refuse a function value that is not one real scalar (`value` may be abstract)."""
+    shapes = jax.tree.map(jnp.shape, value)
+    require(shapes == (), where, argument, "must return one scalar, the mean loss per sample", f"shapes {shapes}")
+    dtype = jnp.result_type(value)
+    require(jnp.issubdtype(dtype, jnp.floating), where, argument, "must return a real floating-point scalar", dtype)

@@ -1,0 +1,60 @@
+"""Outcomes as data: an algorithm returns an int32 code in its result, the host explains it or raises.
+
+A code is an array like any other, so it passes through `jit`, `vmap` and `scan`; a batch of results has a batch of
+codes.
+"""
+
+import enum
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Status", "explain", "raise_if_failed", "succeeded"]
+
+
+class Status(enum.IntEnum):
+    """What an algorithm says of its own result. Codes below 10 are successes, the others failures."""
+
+    CONVERGED = 0
+    INVARIANT_SUBSPACE = 1
+    MAX_STEPS = 10
+    STAGNATION = 11
+    NON_FINITE = 12
+    ZERO_START = 13
+    INDEFINITE = 14
+
+
+_EXPLANATIONS = {
+    Status.CONVERGED: "converged: the freshly computed residual is within the tolerance",
+    Status.INVARIANT_SUBSPACE: "invariant subspace: the Krylov space is exhausted; exact, but shorter than asked",
+    Status.MAX_STEPS: "not converged: the steps were used up before the residual met the tolerance",
+    Status.STAGNATION: "stagnation: further steps no longer reduce the residual at this precision",
+    Status.NON_FINITE: "non-finite: a NaN or an infinity came in or arose; the value must not be used",
+    Status.ZERO_START: "zero start: the starting vector is zero (or its norm underflows), so no direction is defined",
+    Status.INDEFINITE: "indefinite: the system is not positive (semi)definite, as this algorithm needs",
+}
+
+
+def explain(status: Any) -> str:
+    """Say in words what a status code (one, or an array of them) means; a batch is summarised by counts.
+
+    >>> explain(0)
+    'converged: the freshly computed residual is within the tolerance'
+    """
+    codes = np.asarray(status).reshape(-1)
+    if codes.size == 1:
+        return _EXPLANATIONS[Status(int(codes[0]))]
+    kinds, counts = np.unique(codes, return_counts=True)
+    return "; ".join(f"{n} of {codes.size} {_EXPLANATIONS[Status(int(k))]}" for k, n in zip(kinds, counts, strict=True))
+
+
+def succeeded(status: Any) -> Any:
+    """True where a status code is a success; works on arrays, traced or not, elementwise."""
+    return status < Status.MAX_STEPS
+
+
+def raise_if_failed(result: Any) -> Any:
+    """Return `result` unchanged if all its `status` codes are successes; otherwise raise `RuntimeError` (host only)."""
+    if not np.all(succeeded(np.asarray(result.status))):
+        raise RuntimeError(f"{type(result).__name__}: {explain(result.status)}.")
+    return result

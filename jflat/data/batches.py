@@ -1,0 +1,82 @@
+"""A data set cut into batches, with the mean over the whole set correct for a short last batch.
+
+`loss_fn(params, batch)` is a mean per sample, so the mean over a set of M samples in batches of B is the average of the
+batch means weighted by their sizes, sum_b (B_b / M) loss_b. Codes that average batch means unweighted are wrong
+whenever B does not divide M.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jflat.core import check, tree
+
+__all__ = ["Batches", "mean_over_batches", "num_samples", "split_batches"]
+
+PyTree = Any
+
+
+class Batches(NamedTuple):
+    """A data set as n batches of B samples and a shorter one. A pytree: pass it through `jit` as an argument."""
+
+    full: PyTree
+    """Leaves (n, B, ...)."""
+    last: PyTree | None = None
+    """Leaves (M - n B, ...), or None where B divides M."""
+
+
+def num_samples(batch: PyTree | Batches) -> int:
+    """The number of samples: the length of the leading axis of a batch, which all its leaves share."""
+    if isinstance(batch, Batches):
+        leaf = jax.tree.leaves(batch.full)[0]
+        return leaf.shape[0] * leaf.shape[1] + (0 if batch.last is None else num_samples(batch.last))
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    same = len(lengths) == 1 and () not in lengths
+    check.require(same, "num_samples", "batch", "must have leaves that share their leading axis", sorted(lengths))
+    return lengths.pop()[0]
+
+
+def split_batches(data: PyTree, batch_size: int) -> Batches:
+    """Cut arrays of M samples (leading axis) into batches of `batch_size`; the last one may be shorter.
+
+    Args:
+      data: pytree of arrays (M, ...).
+      batch_size: B, at least 1; a B above M gives one batch of M.
+
+    >>> split_batches(jnp.arange(5), 2)
+    Batches(full=Array([[0, 1], [2, 3]], dtype=int32), last=Array([4], dtype=int32))
+    """
+    check.require_integer("split_batches", "batch_size", batch_size, 1)
+    total = num_samples(data)
+    check.require(total > 0, "split_batches", "data", "must have at least one sample", total)
+    length = min(batch_size, total)
+    number, rest = divmod(total, length)
+    full = jax.tree.map(lambda x: x[: number * length].reshape(number, length, *x.shape[1:]), data)
+    return Batches(full, jax.tree.map(lambda x: x[number * length :], data) if rest else None)
+
+
+def mean_over_batches(fn: Callable[[PyTree], PyTree], batches: PyTree | Batches) -> PyTree:
+    """The mean per sample of `fn` over a data set, in the memory of one batch.
+
+    Args:
+      fn: batch -> pytree of means per sample (a loss, a gradient, a product).
+      batches: one batch (any pytree that is not a `Batches`: then this is `fn(batches)`), or a `Batches`.
+
+    Returns:
+      sum_b (B_b / M) fn(batch_b), same tree as fn's value. `fn` is traced once for the full batches, once for the last.
+    """
+    if not isinstance(batches, Batches):
+        return fn(batches)
+    total = num_samples(batches)
+    shape = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], batches.full))
+    share = jax.tree.leaves(batches.full)[0].shape[1] / total
+
+    def step(accumulated: PyTree, batch: PyTree) -> tuple[PyTree, None]:
+        return tree.add_scaled(accumulated, share, fn(batch)), None
+
+    mean, _ = jax.lax.scan(step, tree.zeros_like(shape), batches.full)
+    if batches.last is not None:
+        mean = tree.add_scaled(mean, num_samples(batches.last) / total, fn(batches.last))
+    return mean
