@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0
     INVARIANT_SUBSPACE = 1
+    COMPLETED = 2
     MAX_STEPS = 10
     STAGNATION = 11
     NON_FINITE = 12
@@ -27,6 +28,7 @@ class Status(enum.IntEnum):
 _EXPLANATIONS = {
     Status.CONVERGED: "converged: the freshly computed residual is within the tolerance",
     Status.INVARIANT_SUBSPACE: "invariant subspace: the Krylov space is exhausted; exact, but shorter than asked",
+    Status.COMPLETED: "completed: every step asked for was done; the error estimates say how far to trust the result",
     Status.MAX_STEPS: "not converged: the steps were used up before the residual met the tolerance",
     Status.STAGNATION: "stagnation: further steps no longer reduce the residual at this precision",
     Status.NON_FINITE: "non-finite: a NaN or an infinity came in or arose; the value must not be used",

@@ -41,30 +41,21 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _accumulator(*arrays: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
 def inner(a: PyTree, b: PyTree) -> jax.Array:
-    """<a, b> = sum_i a_i b_i: a scalar of at least float32, products at highest precision. Reads a and b once.
+    """<a, b> = sum_i a_i b_i: a float64 scalar if any leaf is float64, else float32; products at highest precision.
 
     >>> inner({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])})
     Array(11., dtype=float32)
     """
+    is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves((a, b)))
+    dtype = jnp.float64 if is_double else jnp.float32
 
     def one(x: jax.Array, y: jax.Array) -> jax.Array:
-        dtype = _accumulator(x, y)
         axes = tuple(range(jnp.ndim(x)))
-        return jax.lax.dot_general(
-            jnp.asarray(x, dtype), jnp.asarray(y, dtype), ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST
-        )
+        contraction = ((axes, axes), ((), ()))
+        return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), contraction, precision=jax.lax.Precision.HIGHEST)
 
-    terms = jax.tree.leaves(jax.tree.map(one, a, b))
-    total = terms[0]
-    for term in terms[1:]:
-        dtype = jnp.promote_types(total.dtype, term.dtype)
-        total = total.astype(dtype) + term.astype(dtype)
-    return total
+    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros((), dtype))
 
 
 def squared_norm(a: PyTree) -> jax.Array:

@@ -1,0 +1,45 @@
+"""The table of experiments: a name and the module that holds it.
+
+An experiment's module has
+- `CLAIM`: one sentence, and the paper;
+- `Config`: a frozen dataclass with every knob, and `PRESETS`: dict of "smoke", "default" and "paper" to a `Config`;
+- `run(config, directory, progress)`: trains, measures and stores arrays and metrics below `directory`, resuming what is
+  there, and tells `progress` how far it is;
+- `report(directory)`: figures and the HTML page, drawn from the stored arrays alone; returns a `Summary`.
+"""
+
+import importlib
+import pathlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["EXPERIMENTS", "Progress", "Summary", "load"]
+
+
+class Progress(Protocol):
+    """What a running experiment tells: the work in all (any unit), and how much is done, with a word on what runs."""
+
+    def __call__(self, done: float, total: float, what: str) -> None: ...
+
+
+class Summary(NamedTuple):
+    """What a report says: a plain-text table, the page to open, and claims as (claim, ours, theirs, status) rows."""
+
+    table: str
+    page: pathlib.Path
+    claims: list[Mapping[str, Any]]
+
+
+EXPERIMENTS = {
+    "flatness": "experiments.entropic.flatness_predicts_generalisation",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of an experiment; only that one is imported.
+
+    Raises:
+      KeyError: for an unknown name.
+    """
+    return importlib.import_module(EXPERIMENTS[name])
