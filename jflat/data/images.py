@@ -14,7 +14,7 @@ Files are looked for in `directory` if one is given, else in `$JFLAT_DATA/<name>
 
 Where `cifar10` finds only the subset, the result is named `cifar10_subset`: its errors are not comparable with
 published ones. The test set of `cifar10_holdout` is 2,000 further *training* images, for choosing hyperparameters.
-The digits' test set is every fifth sample of each class in the file's order (numbers 4, 9, 14, ..., counted from 0), so it
+The digits' test set is every fifth sample of each class in the file's order (numbers 4, 9, 14, ... from 0), so it
 is fixed, balanced, and has the same writers as the training set.
 """
 
@@ -187,7 +187,7 @@ def _download(name: str, directory: str | os.PathLike[str] | None) -> ImageData:
     except ImportError as error:
         raise ImportError(
             f"load_images: tensorflow-datasets needs one more package to prepare {name!r} for the first time "
-            f"({error}): pip install tensorflow."
+            f"({error}): pip install {error.name or 'tensorflow'}."
         ) from error
     pairs = []
     for split in ("train", "test"):
@@ -205,8 +205,8 @@ def load_images(name: str, *, directory: str | os.PathLike[str] | None = None, d
       directory: the folder with the files; None means `$JFLAT_DATA/<name>/`. With `download`, the folder in which
         tensorflow-datasets keeps its data (None: its own default). Unused for `digits`.
       download: fetch and prepare the set with tensorflow-datasets instead of reading published files. It verifies
-        checksums, and reads what it prepared before; the first preparation needs tensorflow too (as of 4.9.10). Not for
-        `digits` and `cifar10_holdout`.
+        checksums, and reads what it prepared before; the first preparation needs tensorflow and
+        importlib_resources too, reading needs pillow (as of 4.9.10). Not for `digits` and `cifar10_holdout`.
 
     Returns:
       An `ImageData` of NumPy arrays, in the files' order.
