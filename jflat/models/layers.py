@@ -1,10 +1,10 @@
 """Layers as functions: convolution as one matrix product, average pooling, batch normalisation, cheap initialisation.
 
-**Convolution.** XLA:CPU gives `lax.conv` its fast kernel only outside loops: inside `scan`, `while_loop` and `lax.map`
-the gradient of a convolution runs 30 times slower (jax-ml/jax issue 12868), and under `vmap` over kernels (many seeds)
-it becomes a grouped convolution, which is slow anywhere. `conv2d` stacks the k * k shifted copies of the image along
-the channels and multiplies once by the (k k C, C') kernel matrix. That is a `dot_general`, fast in loops and batched
-under `vmap`; outside loops it costs about 1.2 times as much, and k * k times the memory of its input.
+**Convolution.** XLA:CPU gives `lax.conv` its fast kernel only outside loops. Inside `scan`, `while_loop` and `lax.map`
+the gradient of a convolution runs 9 to 35 times slower (jax-ml/jax issue 12868), and under `vmap` over kernels (many
+seeds) it becomes a grouped convolution, which is slow anywhere. `conv2d` stacks the k * k shifted copies of the image
+along the channels and multiplies once by the (k k C, C') kernel matrix. That is a `dot_general`, fast in loops and
+batched under `vmap`; outside loops it costs 1.2 to 1.5 times as much, and k * k times the memory of its input.
 
 **Initialisation.** One normal draw for the whole network, cut into pieces: the random number generator dominates the
 compile time of an initialiser, and is compiled once here instead of once per layer.

@@ -128,4 +128,4 @@ def test_a_gradient_is_not_slower_inside_a_loop(key):
         return jax.lax.scan(lambda k, _: (descend(k), None), k, None, length=20)[0]
 
     outside, inside = cpu_seconds(jax.jit(descend), kernel), cpu_seconds(jax.jit(loop), kernel) / 20
-    assert inside < 5 * outside  # about 1; `lax.conv` gives 30
+    assert inside < 5 * outside  # about 1; `lax.conv` gives 9 to 35
