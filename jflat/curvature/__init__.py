@@ -1,0 +1,58 @@
+"""Curvature: the Hessian and its relatives as linear operators, and what their spectra say.
+
+Operators, from a loss or a model, at a point, over one batch or a data set:
+
+- `hessian`: H = d^2 L / d theta^2
+- `gauss_newton`: J^T (d^2 l / d f^2) J, positive semidefinite for convex output losses
+- `fisher`: the Fisher matrix, exact in the outputs (categorical, gaussian) or empirical
+
+Numbers, from any `jflat.core.LinearOperator`:
+
+- `eigenpairs` -> `EigenResult`: the largest or smallest eigenvalues, with vectors and residuals
+- `spectral_density` -> `DensityResult`; `smooth_density`, `density_moments`: all eigenvalues as a density, with errors
+- `trace` -> `TraceResult`: the sum of the eigenvalues, with its error
+
+Building blocks:
+
+- `lanczos` -> `LanczosResult`; `ritz` -> `RitzResult`: tridiagonalisation, and what it knows of eigenvalues
+- `lanczos_init`, `lanczos_step`, `lanczos_result`, `LanczosState`: the same, driven step by step
+"""
+
+from jflat.curvature.density import DensityResult, density_moments, smooth_density, spectral_density
+from jflat.curvature.eigenpairs import EigenResult, eigenpairs
+from jflat.curvature.fisher import fisher
+from jflat.curvature.gauss_newton import gauss_newton
+from jflat.curvature.hessian import hessian
+from jflat.curvature.lanczos import (
+    LanczosResult,
+    LanczosState,
+    RitzResult,
+    lanczos,
+    lanczos_init,
+    lanczos_result,
+    lanczos_step,
+    ritz,
+)
+from jflat.curvature.trace import TraceResult, trace
+
+__all__ = [
+    "DensityResult",
+    "EigenResult",
+    "LanczosResult",
+    "LanczosState",
+    "RitzResult",
+    "TraceResult",
+    "density_moments",
+    "eigenpairs",
+    "fisher",
+    "gauss_newton",
+    "hessian",
+    "lanczos",
+    "lanczos_init",
+    "lanczos_result",
+    "lanczos_step",
+    "ritz",
+    "smooth_density",
+    "spectral_density",
+    "trace",
+]
