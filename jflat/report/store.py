@@ -160,8 +160,8 @@ def save_run(
       The folder's path.
 
     Raises:
-      ValueError: a value that JSON does not know, or an array that would need pickle (objects, keys) or lose its dtype (bfloat16:
-        cast it first); says which. Nothing is written then.
+      ValueError: a value that JSON does not know, or an array that would need pickle (objects, keys) or lose its dtype
+        (bfloat16: cast it first); says which. Nothing is written then.
     """
     where = "save_run"
     check.require_number(where, "seconds", seconds, 0.0)
