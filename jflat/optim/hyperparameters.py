@@ -29,6 +29,7 @@ __all__ = [
     "require_params",
     "typed_key",
     "value_at",
+    "wide_dtype",
 ]
 
 PyTree = Any
@@ -41,10 +42,14 @@ def is_number(value: Any, number: float) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and bool(value == number)
 
 
+def wide_dtype(a: PyTree) -> Any:
+    """float64 if any leaf is, else float32: what scalars and sums over replicas are computed in."""
+    return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(a)) else jnp.float32
+
+
 def value_at(value: ScalarOrSchedule, count: Any, like: PyTree) -> jax.Array:
-    """The hyperparameter at `count`, a scalar of the widest dtype among the leaves of `like` and float32."""
-    dtype = jnp.promote_types(jnp.float32, jnp.result_type(*[jnp.float32, *[x.dtype for x in jax.tree.leaves(like)]]))
-    return jnp.asarray(value(count) if callable(value) else value).astype(dtype)
+    """The hyperparameter at `count`, a scalar of `wide_dtype(like)`."""
+    return jnp.asarray(value(count) if callable(value) else value).astype(wide_dtype(like))
 
 
 def is_key(leaf: Any) -> bool:

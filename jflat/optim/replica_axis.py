@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
-from jflat.optim.hyperparameters import AxisName, PyTree
+from jflat.optim.hyperparameters import AxisName, PyTree, wide_dtype
 
 __all__ = ["barycenter", "init_replicas", "mean_over_replicas", "num_replicas", "replica_distances", "replicate"]
 
@@ -27,7 +27,7 @@ def mean_over_replicas(params: PyTree, axis_name: AxisName | None, axis: int = 0
     """wbar = (1/R) sum_a w_a along a named axis, or array axis `axis` (kept, length 1); sums in float32 or more."""
 
     def mean(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = leaf.astype(wide_dtype(leaf))
         average = jnp.mean(wide, axis, keepdims=True) if axis_name is None else jax.lax.pmean(wide, axis_name)
         return average.astype(leaf.dtype)
 
