@@ -21,8 +21,8 @@ import optax
 
 from jflat.core import check, tree
 from jflat.optim.focusing import balanced_gamma
-from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, copy, is_number, require_params, value_at
-from jflat.optim.replica_axis import mean_over_replicas, num_replicas
+from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, is_number, require_params, value_at
+from jflat.optim.replica_axis import deviations_from, mean_over_replicas, num_replicas, unknown_center, varying_like
 
 __all__ = ["CouplingState", "Force", "couple_replicas"]
 
@@ -66,7 +66,7 @@ class Force(NamedTuple):
         if not isinstance(self.gamma, str):
             return value_at(self.gamma, state.count, params), state.gamma0
         check.require(value is not None, self.where, "value", "(the loss) must be passed to update when balanced", None)
-        deviations = tree.subtract(*_broadcast(params, mean_over_replicas(params, self.axis_name, self.axis)))
+        deviations = deviations_from(mean_over_replicas(params, self.axis_name, self.axis), params)
         loss, distance = jnp.asarray(value, jnp.float32), tree.squared_norm(deviations).astype(jnp.float32)
         if self.axis_name is None:
             loss, distance = jnp.mean(loss), distance / num_replicas(params, None, self.axis)
@@ -77,22 +77,6 @@ class Force(NamedTuple):
         elapsed = jnp.asarray(state.count, jnp.float32) / jnp.asarray(self.total_steps, jnp.float32)
         growth = jnp.asarray(self.growth, jnp.float32)
         return gamma0 * growth ** jnp.minimum(elapsed, 1), gamma0
-
-
-def _broadcast(params: PyTree, center: PyTree) -> tuple[PyTree, PyTree]:
-    return params, jax.tree.map(lambda w, c: jnp.broadcast_to(c, w.shape), params, center)
-
-
-def _initial_center(params: PyTree, axis_name: AxisName | None, axis: int) -> PyTree:
-    """A placeholder of the right shape: the first call replaces it by the mean, which needs the named axis."""
-    return copy(params) if axis_name is not None else copy(mean_over_replicas(params, None, axis))
-
-
-def _varying(center: PyTree, params: PyTree) -> PyTree:
-    """The centre, typed as varying over the axes of the parameters: both branches of a cond must be, in shard_map."""
-    return jax.tree.map(
-        lambda c, w: c if c.shape != w.shape else jnp.where(jnp.ones_like(w, bool), c, w), center, params
-    )
 
 
 def couple_replicas(
@@ -156,7 +140,7 @@ def couple_replicas(
     is_kept = center == "ema" or (pull == "always" and not is_number(period, 1))
 
     def init(params: PyTree) -> CouplingState:
-        kept = _initial_center(params, axis_name, axis) if is_kept else ()
+        kept = unknown_center(params, axis_name, axis) if is_kept else ()
         return CouplingState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), kept)
 
     def refresh(state: CouplingState, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -169,7 +153,7 @@ def couple_replicas(
         return old, tree.add_scaled(tree.scale(decay, old), 1 - decay, mean)
 
     def pulled(updates: PyTree, strength: jax.Array, params: PyTree, target: PyTree) -> PyTree:
-        return tree.add_scaled(updates, strength, tree.subtract(*_broadcast(params, target)))
+        return tree.add_scaled(updates, strength, deviations_from(target, params))
 
     def update(
         updates: PyTree, state: CouplingState, params: PyTree | None = None, *, value: Any = None, **extra_args: Any
@@ -187,9 +171,9 @@ def couple_replicas(
 
         def now() -> tuple[PyTree, PyTree]:
             target, kept = refresh(state, params)
-            kept = _varying(kept, params) if is_kept else ()
+            kept = varying_like(params, kept) if is_kept else ()
             if pull == "always":
-                return _varying(target, params), kept
+                return varying_like(params, target), kept
             return pulled(updates, strength * jnp.asarray(period).astype(strength.dtype), params, target), kept
 
         def later() -> tuple[PyTree, PyTree]:

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
-from jflat.optim.coupling import _broadcast, _initial_center, _varying
 from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, is_number, require_params, value_at
-from jflat.optim.replica_axis import mean_over_replicas, num_replicas
+from jflat.optim.replica_axis import deviations_from, mean_over_replicas, num_replicas, unknown_center, varying_like
 
 __all__ = ["ElasticAveragingState", "elastic_averaging"]
 
@@ -75,7 +74,7 @@ def elastic_averaging(
     base_tx = optax.with_extra_args_support(base)
 
     def init(params: PyTree) -> ElasticAveragingState:
-        center = _initial_center(params, axis_name, axis)
+        center = unknown_center(params, axis_name, axis)
         return ElasticAveragingState(jnp.zeros((), jnp.int32), center, base_tx.init(params))
 
     def update(
@@ -88,9 +87,9 @@ def elastic_averaging(
             step = value_at(beta, state.count, params)
             mean = mean_over_replicas(params, axis_name, axis)
             center = tree.where(state.count == 0, mean, state.center)
-            gaps = tree.subtract(*_broadcast(params, center))
+            gaps = deviations_from(center, params)
             pulled = tree.add_scaled(updates, -step / num_replicas(params, axis_name, axis), gaps)
-            return pulled, _varying(tree.add_scaled(center, step, tree.subtract(mean, center)), params)
+            return pulled, varying_like(params, tree.add_scaled(center, step, tree.subtract(mean, center)))
 
         if is_number(period, 1):
             updates, center = communicate()

@@ -18,9 +18,19 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
-from jflat.optim.hyperparameters import AxisName, PyTree, wide_dtype
+from jflat.optim.hyperparameters import AxisName, PyTree, copy, wide_dtype
 
-__all__ = ["barycenter", "init_replicas", "mean_over_replicas", "num_replicas", "replica_distances", "replicate"]
+__all__ = [
+    "barycenter",
+    "deviations_from",
+    "init_replicas",
+    "mean_over_replicas",
+    "num_replicas",
+    "replica_distances",
+    "replicate",
+    "unknown_center",
+    "varying_like",
+]
 
 
 def mean_over_replicas(params: PyTree, axis_name: AxisName | None, axis: int = 0) -> PyTree:
@@ -39,6 +49,25 @@ def num_replicas(params: PyTree, axis_name: AxisName | None, axis: int = 0) -> i
     if axis_name is not None:
         return int(jax.lax.psum(1, axis_name))
     return jax.tree.leaves(params)[0].shape[axis]
+
+
+def deviations_from(center: PyTree, params: PyTree) -> PyTree:
+    """w_a - c, for a centre like one replica or of length 1 along the array axis."""
+    return jax.tree.map(lambda w, c: w - jnp.broadcast_to(c, w.shape), params, center)
+
+
+def unknown_center(params: PyTree, axis_name: AxisName | None, axis: int) -> PyTree:
+    """A placeholder shaped like the centre, for an initial state: the first update knows the mean over a named axis."""
+    return copy(params) if axis_name is not None else copy(mean_over_replicas(params, None, axis))
+
+
+def varying_like(params: PyTree, center: PyTree) -> PyTree:
+    """The centre, typed as varying over the axes of the parameters: in shard_map both branches of a cond must be."""
+
+    def one(w: jax.Array, c: jax.Array) -> jax.Array:
+        return jnp.where(jnp.ones_like(w, bool), c, w) if c.shape == w.shape else c
+
+    return jax.tree.map(one, params, center)
 
 
 def _leading_length(where: str, argument: str, stacked: PyTree) -> int:
