@@ -45,7 +45,7 @@ def combine(coefficients: jax.Array, rows: PyTree) -> PyTree:
     """sum_j c_j row_j for coefficients (k,) or (k, n): a tree of vectors, or of n rows; in the dtype of the rows."""
 
     def one(x: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(x.dtype, coefficients.dtype)
+        dtype = coefficients.dtype  # at least that of the rows
         contract = (((0,), (0,)), ((), ()))
         out = jax.lax.dot_general(
             coefficients.astype(dtype), x.astype(dtype), contract, precision=jax.lax.Precision.HIGHEST

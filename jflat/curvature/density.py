@@ -70,6 +70,8 @@ def spectral_density(
     >>> jnp.round(jnp.sum(result.nodes * result.weights, axis=1), 4)
     Array([3., 3.], dtype=float32)
     """
+    bound = f"must lie in [1, {operator.size}], the size of the space"
+    check.require(1 <= num_steps <= operator.size, "spectral_density", "num_steps", bound, num_steps)
     check.require_integer("spectral_density", "num_probes", num_probes, 2)
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

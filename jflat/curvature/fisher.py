@@ -135,4 +135,5 @@ def _sum_over_labels(
         scores = _scores(output_loss_fn, outputs, jnp.full_like(targets, label.astype(targets.dtype)))
         return total + _mean_outer(probabilities[:, label], scores, u), None
 
-    return jax.lax.scan(add_label, jnp.zeros_like(u), jnp.arange(outputs.shape[1]))[0]
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.scan(add_label, jnp.zeros_like(u), jnp.arange(outputs.shape[1]))[0]
