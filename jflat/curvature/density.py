@@ -31,8 +31,8 @@ class DensityResult(NamedTuple):
     """(n, m): theta, ascending; zeros after the valid ones of a probe. In units of the operator, at least float32."""
     weights: jax.Array
     """(n, m): w >= 0, each row sums to one; zero on padding. NaN, as the nodes, for a probe that failed."""
-    num_matvecs: int
-    """Products with the operator: n m."""
+    num_matvecs: jax.Array
+    """int32: products with the operator: n m."""
     status: jax.Array
     """(n,) int32 per probe: COMPLETED, INVARIANT_SUBSPACE (the quadrature is exact for this probe) or NON_FINITE."""
 
@@ -81,7 +81,7 @@ def spectral_density(
         return pairs.values, pairs.vectors[0] ** 2, result.status
 
     nodes, weights, status = jax.lax.map(probe, jax.random.split(key, num_probes))
-    return DensityResult(nodes, weights, num_probes * num_steps, status)
+    return DensityResult(nodes, weights, jnp.asarray(num_probes * num_steps, jnp.int32), status)
 
 
 def smooth_density(result: DensityResult, grid: jax.Array, width: float | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +98,7 @@ def smooth_density(result: DensityResult, grid: jax.Array, width: float | jax.Ar
 
     Cost: n m g exponentials.
 
-    >>> one = DensityResult(jnp.zeros((2, 1)), jnp.ones((2, 1)), 2, jnp.zeros(2, jnp.int32))
+    >>> one = DensityResult(jnp.zeros((2, 1)), jnp.ones((2, 1)), jnp.int32(2), jnp.zeros(2, jnp.int32))
     >>> smooth_density(one, jnp.zeros(1), 1.0)[0]  # 1 / sqrt(2 pi)
     Array([0.3989423], dtype=float32)
     """
@@ -123,7 +123,7 @@ def density_moments(result: DensityResult, num_moments: int) -> tuple[jax.Array,
     Returns:
       (mean, stderr), both (K,): P times the first is the trace, P times the second the squared Frobenius norm.
 
-    >>> two = DensityResult(jnp.array([[1.0, 3.0]] * 2), jnp.full((2, 2), 0.5), 4, jnp.zeros(2, jnp.int32))
+    >>> two = DensityResult(jnp.array([[1.0, 3.0]] * 2), jnp.full((2, 2), 0.5), jnp.int32(4), jnp.zeros(2, jnp.int32))
     >>> density_moments(two, 2)[0]
     Array([2., 5.], dtype=float32)
     """

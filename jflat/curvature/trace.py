@@ -26,8 +26,8 @@ class TraceResult(NamedTuple):
     """(): one standard error of `value`, from the sample variance."""
     samples: jax.Array
     """(n,): z^T A z of each probe."""
-    num_matvecs: int
-    """Products with the operator: n."""
+    num_matvecs: jax.Array
+    """int32: products with the operator: n."""
     status: jax.Array
     """int32: COMPLETED or NON_FINITE."""
 
@@ -70,7 +70,7 @@ def trace(operator: LinearOperator, key: jax.Array, *, num_probes: int) -> Trace
     value, stderr = mean_and_stderr(samples)
     finite = jnp.all(jnp.isfinite(samples))
     status = jnp.where(finite, Status.COMPLETED, Status.NON_FINITE).astype(jnp.int32)
-    return TraceResult(value, stderr, samples, num_probes, status)
+    return TraceResult(value, stderr, samples, jnp.asarray(num_probes, jnp.int32), status)
 
 
 def mean_and_stderr(samples: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -102,7 +102,7 @@ def test_refused_inputs(key):
         spectral_density(operator, key, num_steps=2, num_probes=1)
     with pytest.raises(ValueError, match=r"^spectral_density: num_steps must lie in \[1, 3\], the size.*got 4\.$"):
         spectral_density(operator, key, num_steps=4, num_probes=2)
-    result = DensityResult(jnp.zeros((2, 1)), jnp.ones((2, 1)), 2, jnp.zeros(2, jnp.int32))
+    result = DensityResult(jnp.zeros((2, 1)), jnp.ones((2, 1)), jnp.int32(2), jnp.zeros(2, jnp.int32))
     with pytest.raises(ValueError, match=r"smooth_density: width must be finite and lie in \(0, inf\); got 0"):
         smooth_density(result, jnp.zeros(3), 0.0)
     with pytest.raises(ValueError, match=r"smooth_density: grid must have shape \(g,\); got \(3, 1\)"):
