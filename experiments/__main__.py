@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | run NAME [--preset P] [--output DIR] [--FIELD ...] | report [DIR]`."""
+"""Usage: `python -m experiments list | run NAME [--preset P] [--output DIR] [--FIELD VALUE ...] | report [DIR]`."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import registry
-from jflat.report import run_name
+from jflat.report import load_run, run_name
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         prog=f"python -m experiments run {known.name}",
         description=f"{module.CLAIM}\n\nBesides these fields: --preset {' | '.join(module.PRESETS)}, --output DIR.",
     )
-    directory = known.output / run_name(known.name, config)
+    directory = known.output / run_name(config, known.name)
     console.print(f"{known.name}: results go to {directory}", highlight=False, soft_wrap=True)
     try:
         with Bar(console) as bar:
@@ -115,7 +115,7 @@ def report(arguments: Sequence[str], console: Console) -> int:
     root = parser.parse_args(arguments).directory
     found = 0
     for metrics in sorted(root.rglob("metrics.json")):
-        name = metrics.parent.name.split("-")[0]
+        name = load_run(metrics.parent).metrics.get("experiment")  # a part of a run has none
         if name not in registry.EXPERIMENTS:
             continue
         summary = registry.load(name).report(metrics.parent)

@@ -13,7 +13,7 @@ The learning rate falls to zero along a cosine over each method's own updates.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 
@@ -26,34 +26,38 @@ from jflat.optim import (
     sam,
 )
 
-__all__ = ["LABELS", "METHODS", "Hyperparameters", "Method", "make_method"]
+__all__ = ["LABELS", "METHODS", "Hyperparameters", "Method", "MethodName", "make_method"]
 
-LABELS = {
+MethodName = Literal["sgd", "entropy_sgd", "replicated_sgd", "replicated_sgd_full", "sam"]
+
+LABELS: dict[MethodName, str] = {
     "sgd": "SGD",
     "entropy_sgd": "Entropy-SGD",
     "replicated_sgd": "Replicated-SGD",
     "replicated_sgd_full": "Replicated-SGD, R x budget",
     "sam": "SAM",
 }
-METHODS = tuple(LABELS)
+METHODS: tuple[MethodName, ...] = tuple(LABELS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
     """The knobs of all methods together."""
 
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     """Of SGD, SAM and each replica, at the start of its cosine."""
     momentum: float = 0.9
     rho: float = 0.05
     """SAM's radius."""
     num_inner: int = 5
     """Entropy-SGD's L."""
-    inner_learning_rate: float = 0.05
-    outer_learning_rate: float = 1.0
+    inner_learning_rate: float = 0.2
+    outer_learning_rate: float = 0.2
     """Entropy-SGD's outer rate (of a step towards the mean, without the factor gamma)."""
     entropy_gamma: float = 0.1
     """Entropy-SGD's force constant at the start."""
+    noise_scale: float = 0.0
+    """Of Entropy-SGD's Langevin noise; the temperature is its square."""
     num_replicas: int = 3
     replica_gamma: float = 0.01
     """The replicas' force constant at the start."""
@@ -102,9 +106,12 @@ def make_method(name: str, hyper: Hyperparameters, num_gradients: int, num_evals
             optax.sgd(optax.cosine_decay_schedule(hyper.outer_learning_rate, cycles), hyper.momentum, nesterov=True),
             optax.sgd(hyper.inner_learning_rate, hyper.momentum, nesterov=True),
             num_inner=hyper.num_inner,
-            gamma=exponential_focusing(hyper.entropy_gamma, hyper.focusing, cycles),
+            gamma=exponential_focusing(hyper.entropy_gamma, hyper.focusing, steps=cycles),
             outer_scale="none",
+            noise_scale=hyper.noise_scale,
+            inner_learning_rate=hyper.inner_learning_rate,
+            elastic="proximal",
         )
         return Method(tx, num_steps, None, 1, entropy_eval_params)
-    gamma = exponential_focusing(hyper.replica_gamma, hyper.focusing, num_steps)
+    gamma = exponential_focusing(hyper.replica_gamma, hyper.focusing, steps=num_steps)
     return Method(optax.chain(couple_replicas(gamma, axis_name="replica"), base), num_steps, replicas, 1, None)
