@@ -1,12 +1,20 @@
 """Models: init and apply on plain dictionaries of arrays, one interface with and without batch normalisation.
 
 - `mlp`, `convnet`: a multi-layer perceptron and a small convolutional network, fast under `scan` and `vmap`
+- `from_linen`: the same interface for a flax module of your own
 - `Model`: the interface (init, apply, apply_train, batch_statistics, has_state)
-- `layers`: the layers they are made of
+- `layers`: a convolution that is fast inside loops, for your own modules too
+
+The networks are flax linen modules. The rest of the library sees only functions and does not need flax.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("flax") is None:
+    raise ImportError("jflat.models needs flax: pip install 'jflat[experiments]'")
+
 from jflat.models import layers
-from jflat.models.model import Model
+from jflat.models.model import Model, from_linen
 from jflat.models.networks import convnet, mlp
 
-__all__ = ["Model", "convnet", "layers", "mlp"]
+__all__ = ["Model", "convnet", "from_linen", "layers", "mlp"]

@@ -1,33 +1,52 @@
-"""Layers as functions: convolution as one matrix product, average pooling, batch normalisation, cheap initialisation.
+"""Convolution as one matrix product: the layer where flax's own would be slow.
 
-**Convolution.** XLA:CPU gives `lax.conv` its fast kernel only outside loops. Inside `scan`, `while_loop` and `lax.map`
-the gradient of a convolution runs 9 to 35 times slower (jax-ml/jax issue 12868), and under `vmap` over kernels (many
-seeds) it becomes a grouped convolution, which is slow anywhere. `conv2d` stacks the k * k shifted copies of the image
-along the channels and multiplies once by the (k k C, C') kernel matrix. That is a `dot_general`, fast in loops and
-batched under `vmap`; outside loops it costs 1.2 to 1.5 times as much, and k * k times the memory of its input.
-
-**Initialisation.** One normal draw for the whole network, cut into pieces: the random number generator dominates the
-compile time of an initialiser, and is compiled once here instead of once per layer.
+XLA:CPU gives `lax.conv`, hence `flax.linen.Conv`, its fast kernel only outside loops. Inside `scan`, `while_loop` and
+`lax.map` the gradient of a convolution runs 9 to 35 times slower (jax-ml/jax issue 12868), and under `vmap` over
+kernels (many seeds) it becomes a grouped convolution, which is slow anywhere. `conv2d` stacks the k * k shifted copies
+of the image along the channels and multiplies once by the (k k C, C') kernel matrix. That is a `dot_general`, fast in
+loops and batched under `vmap`; outside loops it costs 1.2 to 1.5 times as much, and k * k times the memory of its
+input. `Conv` is the linen module around it. Everything else comes from `flax.linen`.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jflat.core import check
 
-__all__ = ["average_pool", "batch_norm", "conv2d", "dense", "scaled_normals"]
-
-PyTree = Any
+__all__ = ["Conv", "conv2d"]
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x W + b for x (..., N), W (N, K), b (K,) or None."""
-    product = jnp.matmul(x, kernel)
-    return product if bias is None else product + bias
+class Conv(nn.Module):
+    """`flax.linen.Conv` of stride 1 and padding "SAME" with `conv2d` inside; same arguments, same parameters.
+
+    >>> x = jnp.arange(3.0).reshape(1, 1, 3, 1)
+    >>> module = Conv(1, (1, 3), kernel_init=nn.initializers.ones)
+    >>> module.init_with_output(jax.random.key(0), x)[0][0, 0, :, 0]
+    Array([1., 3., 3.], dtype=float32)
+    """
+
+    features: int
+    """C', the output channels."""
+    kernel_size: tuple[int, int] = (3, 3)
+    """(k, l)."""
+    use_bias: bool = True
+    """Whether a bias, started at 0, is added."""
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    """Initialiser of the kernel (k, l, C, C')."""
+    param_dtype: Any = jnp.float32
+    """Dtype of the parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C')."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        return conv2d(x, kernel, bias)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -58,59 +77,5 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
     pads = [((n - 1) // 2, n // 2) for n in (rows, columns)]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     shifted = [padded[:, p : p + height, q : q + width] for p in range(rows) for q in range(columns)]
-    return dense(jnp.concatenate(shifted, axis=3), kernel.reshape(-1, kernel.shape[3]), bias)
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """Means over 2 x 2 blocks of x (B, H, W, C); a last odd row or column is dropped. Linear, so smooth everywhere."""
-    batch, height, width, channels = x.shape
-    blocks = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return jnp.mean(blocks, axis=(2, 4))
-
-
-def batch_norm(
-    x: jax.Array, params: Mapping[str, jax.Array], state: Mapping[str, jax.Array] | None, *, epsilon: float = 1e-5
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2).
-
-        y = scale * (x - mean) / sqrt(variance + epsilon) + bias
-
-    Args:
-      x: (..., C).
-      params: `scale` and `bias`, (C,).
-      state: `mean` and `variance`, (C,), to normalise by; None takes those of x itself.
-      epsilon: keeps a constant feature finite (its output is `bias`).
-
-    Returns:
-      (y, statistics): y shaped like x, and the `mean` and `variance` that were used. The variance is the biased one,
-      (1/n) sum (x - mean)^2, of the centred values, so it does not cancel in float32 when the mean is large.
-    """
-    axes = tuple(range(x.ndim - 1))
-    if state is None:
-        mean = jnp.mean(x, axis=axes)
-        variance = jnp.mean((x - mean) ** 2, axis=axes)
-    else:
-        mean, variance = state["mean"], state["variance"]
-    y = (x - mean) * (params["scale"] * jax.lax.rsqrt(variance + epsilon)) + params["bias"]
-    return y, {"mean": mean, "variance": variance}
-
-
-def scaled_normals(
-    key: jax.Array, shapes: Mapping[str, tuple[int, ...]], gains: Mapping[str, float], dtype: Any
-) -> dict[str, jax.Array]:
-    """Kernels of independent N(0, gain / fan_in), fan_in = product of all axes but the last; one draw for all.
-
-    Args:
-      key: a `jax.random.key`.
-      shapes: the shape of each kernel by name.
-      gains: 2 for a layer before a ReLU (He et al. 2015, arXiv:1502.01852), 1 otherwise (LeCun).
-      dtype: of the kernels.
-    """
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    flat = jax.random.normal(key, (sum(sizes),), dtype)
-    kernels, start = {}, 0
-    for (name, shape), size in zip(shapes.items(), sizes, strict=True):
-        deviation = math.sqrt(gains[name] / math.prod(shape[:-1]))
-        kernels[name] = deviation * flat[start : start + size].reshape(shape)
-        start += size
-    return kernels
+    product = jnp.matmul(jnp.concatenate(shifted, axis=3), kernel.reshape(-1, kernel.shape[3]))
+    return product if bias is None else product + bias

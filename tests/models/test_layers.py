@@ -1,10 +1,11 @@
-"""Layers. Oracle: `lax.conv_general_dilated`, sums written out by hand, and the two-line definition of normalisation.
+"""Convolution as a matrix product. Oracle: `lax.conv_general_dilated`, and `flax.linen.Conv` for the module.
 
 The last test is the reason for `conv2d`: its gradient is as fast inside a loop as outside. `lax.conv` is not on CPU.
 """
 
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,45 +64,14 @@ def test_conv2d_refuses_channels_that_do_not_match():
         layers.conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 3, 1)))
 
 
-def test_average_pool_by_hand():
-    x = jnp.arange(15.0).reshape(1, 3, 5, 1)  # the third row and the fifth column are dropped
-    np.testing.assert_array_equal(layers.average_pool(x)[0, :, :, 0], [[3.0, 5.0]])
-
-
-def test_batch_norm_has_the_mean_and_variance_it_says(key):
-    x = 3 + 2 * jax.random.normal(key, (6, 4, 4, 5))
-    params = {"scale": jnp.arange(1.0, 6.0), "bias": jnp.arange(5.0)}
-    y, statistics = layers.batch_norm(x, params, None)
-    np.testing.assert_allclose(statistics["mean"], np.mean(x, axis=(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(statistics["variance"], np.var(x, axis=(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(np.mean(y, axis=(0, 1, 2)), params["bias"], atol=1e-5)
-    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), params["scale"], rtol=1e-4)
-    again, used = layers.batch_norm(x, params, statistics)
-    np.testing.assert_allclose(again, y, atol=1e-5)
-    assert used["mean"] is statistics["mean"]
-
-
-def test_batch_norm_variance_does_not_cancel_at_a_large_mean():
-    x = 4096.0 + jnp.array([[-0.5], [0.5]])  # E[x^2] - E[x]^2 is lost in float32
-    y, statistics = layers.batch_norm(x, {"scale": jnp.ones(1), "bias": jnp.zeros(1)}, None)
-    np.testing.assert_array_equal(statistics["variance"], [0.25])
-    np.testing.assert_allclose(y, [[-1.0], [1.0]], rtol=1e-4)
-
-
-def test_batch_norm_of_a_constant_feature_is_its_bias():
-    y, pull = jax.vjp(
-        lambda x: layers.batch_norm(x, {"scale": jnp.ones(2), "bias": jnp.ones(2)}, None)[0], jnp.ones((3, 2))
-    )
-    np.testing.assert_array_equal(y, np.ones((3, 2)))
-    assert np.all(np.isfinite(pull(jnp.ones((3, 2)))[0]))
-
-
-def test_scaled_normals_have_their_variance(key):
-    kernels = layers.scaled_normals(key, {"a": (3, 3, 20, 50), "b": (100, 90)}, {"a": 2.0, "b": 1.0}, jnp.float32)
-    for name, variance in (("a", 2 / 180), ("b", 1 / 100)):
-        size = kernels[name].size
-        np.testing.assert_allclose(np.var(kernels[name]), variance, rtol=4 * np.sqrt(2 / size))
-    assert abs(np.corrcoef(kernels["a"].ravel()[:9000], kernels["b"].ravel())[0, 1]) < 4 / np.sqrt(9000)
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_the_module_is_that_of_flax(key, use_bias):
+    x = jax.random.normal(key, (2, 5, 4, 3))
+    ours, flaxs = layers.Conv(6, (3, 2), use_bias), nn.Conv(6, (3, 2), use_bias=use_bias)
+    variables = flaxs.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, ours.init(key, x))
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
+    np.testing.assert_allclose(ours.apply(variables, x), flaxs.apply(variables, x), atol=1e-5)
 
 
 def cpu_seconds(compiled, *arguments):
