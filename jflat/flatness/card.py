@@ -10,9 +10,10 @@ values. Under `vmap` the loops with a stopping rule run as long as their slowest
 `vmap` avoids that, and holds the memory of one solution.
 
 Cost in gradient evaluations over the data (a metric is 1/3 of one, a Hessian product 1.4, or 1.9 for `Batches`), by
-default: local energy 0.33 * 8 * 100 = 270; sharpness, two at up to 100, usually 10 to 40 each; Hessian 1.4 * 73 =
-100 and up; local entropy 7,208, or 0 with `beta=None`, which leaves it out. It is the last that counts: cut
-`num_chains`, `num_nodes` and the steps first.
+default: local energy 270; the two sharpnesses up to 101 each, usually 10 to 40; Hessian 100 and up; local entropy
+7,208, or 0 with `beta=None`, which leaves it out. It is the last that counts: cut `num_chains`, `num_nodes` and the
+steps first. Measured on 400 digits, an MLP of 4,810 parameters and two CPU cores: 2.4 s, as long as 8,000 gradients,
+and 17 s to compile.
 """
 
 from collections.abc import Callable, Sequence

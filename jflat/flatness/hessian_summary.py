@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflat.core import check
+from jflat.core import Status, check, tree
 from jflat.curvature import eigenpairs, hessian, trace
 from jflat.data import Batches
 
@@ -38,7 +38,7 @@ class HessianSummary(NamedTuple):
     num_matvecs: jax.Array
     """int32: products with the Hessian, each about 1.4 gradients (1.9 for `Batches`)."""
     status: jax.Array
-    """int32: COMPLETED, or the first failure of `jflat.curvature.eigenpairs` and `trace`, by severity of code."""
+    """int32: COMPLETED, or the larger of the codes of `jflat.curvature.eigenpairs` and `trace`."""
 
 
 def hessian_summary(
@@ -92,5 +92,5 @@ def hessian_summary(
         trace_stderr=total.stderr,
         trace_per_parameter=total.value / operator.size,
         num_matvecs=top.num_matvecs + total.num_matvecs,
-        status=jnp.maximum(top.status, total.status),
+        status=jnp.where(tree.all_finite(params), jnp.maximum(top.status, total.status), Status.NON_FINITE),
     )
