@@ -69,6 +69,12 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
             label: round(times[f"{name} {flag}"].seconds / times[f"sgd {flag}"].seconds / share, 3)
             for label, flag in (("step_over_sgd", True), ("update_alone_over_sgd", False))
         }
-        row = {"benchmark": "optimisers", "optimiser": name, "parameters": tree.size(params), "replicas": share, **ratios}
+        row = {
+            "benchmark": "optimisers",
+            "optimiser": name,
+            "parameters": tree.size(params),
+            "replicas": share,
+            **ratios,
+        }
         rows.append(record(output, row | times[f"{name} True"].row() | {"steps": num_steps}))
     return rows

@@ -216,7 +216,7 @@ def _density(config: Mapping[str, Any], arrays: Arrays, model: str) -> dict[str,
     grid = np.linspace(low - 3 * width, high + 3 * width, 400)
     curves = {}
     for method, (nodes, weights) in found.items():
-        result = DensityResult(jnp.asarray(nodes), jnp.asarray(weights), 0, jnp.zeros(len(nodes), jnp.int32))
+        result = DensityResult(jnp.asarray(nodes), jnp.asarray(weights), jnp.int32(0), jnp.zeros(len(nodes), jnp.int32))
         mean, _ = smooth_density(result, jnp.asarray(grid, nodes.dtype), width)
         curves[label(config["hyper"], method)] = (grid, np.asarray(mean))
     return curves

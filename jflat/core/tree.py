@@ -5,6 +5,7 @@ the highest matmul precision (TF32 and bfloat16 products blur small eigenvalues)
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ __all__ = [
     "all_finite",
     "cast_like",
     "inner",
+    "mask_by_path",
     "norm",
     "random_normal",
     "random_rademacher",
@@ -108,6 +110,21 @@ def zeros_like(tree: PyTree) -> PyTree:
 def all_finite(tree: PyTree) -> jax.Array:
     """One boolean: no NaN and no infinity anywhere in the tree."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def mask_by_path(predicate: Callable[[str], bool]) -> Callable[[PyTree], PyTree]:
+    """A mask for optax and for this library, from a rule on the leaf's path, such as "layer_0/kernel".
+
+    >>> mask_by_path(lambda path: path.endswith("kernel"))({"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}})
+    {'dense': {'bias': False, 'kernel': True}}
+    """
+
+    def mask(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: predicate(jax.tree_util.keystr(path, simple=True, separator="/")), tree
+        )
+
+    return mask
 
 
 def _random(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:

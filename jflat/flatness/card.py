@@ -138,7 +138,7 @@ def flatness_card(
     )
     ball = sharpness(loss_fn, params, batches, rho=rho, max_steps=max_ascent_steps)
     adaptive_ball = sharpness(
-        loss_fn, params, batches, rho=adaptive_rho, adaptive=True, eta=eta, max_steps=max_ascent_steps
+        loss_fn, params, batches, rho=adaptive_rho, is_adaptive=True, eta=eta, max_steps=max_ascent_steps
     )
     curvature = hessian_summary(loss_fn, params, batches, hessian_key, num_probes=num_probes)
     entropy = None

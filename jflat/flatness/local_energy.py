@@ -73,9 +73,9 @@ def local_energy(
         weights for additive noise.
       num_samples: n draws of z, at least 2. Draw i depends on the key and i only, so more draws extend fewer.
       noise: "multiplicative" (d_i = z_i w_i), "additive" (d = z) or "filter" (each filter's own norm).
-      mask: leaves to perturb: a tree of Python booleans, a prefix of one, or a predicate on the path
-        ("layer/kernel"); the norm parameters are often left out by `lambda path: "scale" not in path`. None perturbs
-        all.
+      mask: leaves to perturb: a tree of Python booleans, a prefix of one, or a function of the params that gives one;
+        the norm parameters are left out by `jflat.core.tree.mask_by_path(lambda path: "scale" not in path)`. None
+        perturbs all.
       chunk_size: draws evaluated at once (`jax.lax.map(..., batch_size)`); None is one after the other.
 
     Returns:

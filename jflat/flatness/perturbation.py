@@ -26,7 +26,7 @@ from jflat.core import check, tree
 __all__ = ["random_direction"]
 
 PyTree = Any
-Mask = PyTree | Callable[[str], bool]
+Mask = PyTree | Callable[[PyTree], PyTree]
 
 NOISES = ("multiplicative", "additive", "filter")
 
@@ -40,9 +40,9 @@ def random_direction(
       key: typed PRNG key. The draw z depends on the key and the shapes only: two models of one shape get the same z.
       params: w, a pytree of real floating-point arrays.
       noise: "multiplicative", "additive" or "filter".
-      mask: which leaves are perturbed: a tree of Python booleans (or a prefix of one), or a predicate on the leaf's
-        path written with slashes, such as `lambda path: "scale" not in path`; None is all. The others get zeros, and
-        leave the draws of the rest as they are.
+      mask: which leaves are perturbed: a tree of Python booleans (or a prefix of one), or a function of the params
+        that gives one, as in optax; `jflat.core.tree.mask_by_path` makes one from names. None is all. The others get
+        zeros, and leave the draws of the rest as they are.
 
     Returns:
       d, like `params` in structure, shapes and dtypes.
@@ -76,18 +76,15 @@ def _scaled(noise: str, w: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def resolve_mask(where: str, mask: Mask | None, params: PyTree) -> PyTree:
-    """A tree of Python booleans like `params`, from a tree, a prefix of one, a predicate on paths, or None."""
+    """A tree of Python booleans like `params`, from a tree, a prefix of one, a function of the params, or None."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    if callable(mask):
-        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
-        flags = jax.tree.map_with_path(lambda path, _: mask(name(path)), params)
-    else:
-        try:
-            flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, params)
-        except ValueError as error:
-            rule = f"must be a tree of booleans that is a prefix of {jax.tree.structure(params)}"
-            raise ValueError(f"{where}: mask {rule}; got {jax.tree.structure(mask)}.") from error
+    chosen = mask(params) if callable(mask) else mask
+    try:
+        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, params)
+    except ValueError as error:
+        rule = f"must be a tree of booleans that is a prefix of {jax.tree.structure(params)}"
+        raise ValueError(f"{where}: mask {rule}; got {jax.tree.structure(chosen)}.") from error
     for flag in jax.tree.leaves(flags):
         check.require(isinstance(flag, bool), where, "mask", "must give Python booleans", repr(flag))
     return flags

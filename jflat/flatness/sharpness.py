@@ -7,7 +7,7 @@ with T = |w| + eta. Near a minimum g is small and says little of the worst direc
 while the first-order value can be far less. Here both are reported: projected gradient ascent starts with SAM's
 point and goes on.
 
-In v with eps = rho T v (T = 1 without `adaptive`) the set is the unit ball. One step, with h the gradient in v,
+In v with eps = rho T v (T = 1 without `is_adaptive`) the set is the unit ball. One step, with h the gradient in v,
 
     v <- Pi(v + t h/|h|),      Pi(x) = x / max(1, |x|),
 
@@ -73,7 +73,7 @@ def sharpness(
     batches: PyTree | Batches,
     *,
     rho: float | jax.Array,
-    adaptive: bool = False,
+    is_adaptive: bool = False,
     eta: float | jax.Array = 0.0,
     tolerance: float | jax.Array = 1e-3,
     max_steps: int = 100,
@@ -86,7 +86,7 @@ def sharpness(
       batches: one batch, or a `jflat.data.Batches`. The maximum is that of the mean over all of it (SAM as trained with
         small batches maximises each batch on its own, which is larger).
       rho: radius, above 0: of |eps|, in units of the weights (usual 0.05), or dimensionless if adaptive (usual 0.5).
-      adaptive: measure eps in the norm |eps / (|w| + eta)|.
+      is_adaptive: measure eps in the norm |eps / (|w| + eta)|.
       eta: floor of the adaptive norm, at least 0. With 0 the measure is invariant to rescaling of weights, and weights
         that are exactly zero stay so.
       tolerance: on the residual, positive. The value's relative error is of order tolerance squared at a
@@ -120,7 +120,7 @@ def sharpness(
     check.require_number(where, "eta", eta, 0.0)
     check.require_number(where, "tolerance", tolerance, 0.0, exclusive=True)
     check.require_integer(where, "max_steps", max_steps, 1)
-    units = jax.tree.map(lambda w: jnp.abs(w) + tree.cast_like(eta, w) if adaptive else jnp.ones_like(w), params)
+    units = jax.tree.map(lambda w: jnp.abs(w) + tree.cast_like(eta, w) if is_adaptive else jnp.ones_like(w), params)
     units = tree.scale(rho, units)
 
     def displaced(point: PyTree) -> PyTree:

@@ -118,7 +118,7 @@ def measures(params, data, key, eta=0.0):
     """Every measure of the table in the package's docstring; local entropy relative to the loss, which is the same."""
     energy = functools.partial(local_energy, LOSS_FN, params, data, key, sigmas=(0.1, 0.3), num_samples=10)
     ball = sharpness(LOSS_FN, params, data, rho=0.1, max_steps=200)
-    adaptive = sharpness(LOSS_FN, params, data, rho=0.3, adaptive=True, eta=eta, max_steps=200)
+    adaptive = sharpness(LOSS_FN, params, data, rho=0.3, is_adaptive=True, eta=eta, max_steps=200)
     curvature = hessian_summary(LOSS_FN, params, data, key, num_probes=200)
     entropy = local_entropy(LOSS_FN, params, data, key, gamma=10.0, beta=100.0, num_nodes=4, chunk_size=8)
     return {
@@ -161,5 +161,5 @@ def test_the_table_of_invariances_under_relu_rescaling(kind, factors, x64):
 def test_adaptive_sharpness_with_a_floor_is_not_invariant(x64):
     params, data = make()
     rescaled = {"first": params["first"] * 3, "second": params["second"] / 3}
-    run = jax.jit(lambda p: sharpness(LOSS_FN, p, data, rho=0.3, adaptive=True, eta=0.5).value)
+    run = jax.jit(lambda p: sharpness(LOSS_FN, p, data, rho=0.3, is_adaptive=True, eta=0.5).value)
     assert abs(run(rescaled) / run(params) - 1) > 0.05

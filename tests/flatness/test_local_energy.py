@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflat.core import Status
+from jflat.core import Status, tree
 from jflat.data import split_batches
 from jflat.flatness import local_energy, random_direction
 from jflat.losses import accuracy_error, on_model
@@ -93,7 +93,11 @@ def test_directions_have_the_norms_of_the_filters(key):
 
 
 @pytest.mark.parametrize(
-    "mask", [{"layer": {"kernel": True, "scale": False}, "out": True}, lambda path: "layer/scale" not in path]
+    "mask",
+    [
+        {"layer": {"kernel": True, "scale": False}, "out": True},
+        tree.mask_by_path(lambda path: "layer/scale" not in path),
+    ],
 )
 def test_masked_leaves_stay_and_the_others_keep_their_draws(mask, key):
     params = {"layer": {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}, "out": jnp.ones(3)}

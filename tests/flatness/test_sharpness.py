@@ -42,9 +42,11 @@ def trust_region_maximum(g, A, rho):
     return c @ e + 0.5 * values @ e**2
 
 
-@functools.partial(jax.jit, static_argnames=("adaptive", "max_steps"))
-def measure(w, data, rho, adaptive=False, eta=0.0, tolerance=1e-4, max_steps=300):
-    return sharpness(loss_fn, w, data, rho=rho, adaptive=adaptive, eta=eta, tolerance=tolerance, max_steps=max_steps)
+@functools.partial(jax.jit, static_argnames=("is_adaptive", "max_steps"))
+def measure(w, data, rho, is_adaptive=False, eta=0.0, tolerance=1e-4, max_steps=300):
+    return sharpness(
+        loss_fn, w, data, rho=rho, is_adaptive=is_adaptive, eta=eta, tolerance=tolerance, max_steps=max_steps
+    )
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.01])
@@ -77,7 +79,7 @@ def test_adaptive_ball_is_the_ball_in_units_of_the_weights(eta, x64):
     g, A = make()
     w = np.array([1.0, -0.5, 0.2, 3.0, -1.0])
     T = np.abs(w) + eta
-    result = measure(jnp.asarray(w), (jnp.asarray(g), jnp.asarray(A)), 0.3, adaptive=True, eta=eta)
+    result = measure(jnp.asarray(w), (jnp.asarray(g), jnp.asarray(A)), 0.3, is_adaptive=True, eta=eta)
     slope = g + A @ w
     np.testing.assert_allclose(result.value, trust_region_maximum(T * slope, T[:, None] * A * T, 0.3), rtol=1e-6)
     e = 0.3 * T**2 * slope / np.linalg.norm(T * slope)

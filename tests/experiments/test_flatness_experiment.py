@@ -1,0 +1,154 @@
+"""The main job in its smallest preset, end to end. Oracles: the budget counted by hand, NumPy on planted arrays, and
+the files that a user finds afterwards."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.entropic import flatness_page
+from experiments.entropic import flatness_predicts_generalisation as experiment
+from experiments.entropic.methods import METHODS, Hyperparameters, make_method
+
+SMOKE = experiment.PRESETS["smoke"]
+
+
+def test_smoke_run_interrupted_resumed_and_reported(tmp_path, capsys):
+    """Ctrl-C in the second part leaves the first one done; the same command goes on and leaves every promised file."""
+    seen = []
+
+    def interrupt(done, total, what):
+        seen.append(what)
+        if what == "mlp, Entropy-SGD: training":
+            raise KeyboardInterrupt
+
+    directory = tmp_path / "flatness"
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(SMOKE, directory, interrupt)
+    first = directory / "parts" / "mlp-sgd" / "metrics.json"
+    written = first.stat().st_mtime_ns
+    progress = []
+
+    def watch(done, total, what):
+        progress.append(done / total)
+        if first.exists():
+            assert first.stat().st_mtime_ns == written, "a finished part was run again"
+
+    experiment.run(SMOKE, directory, watch)
+    assert progress == sorted(progress)
+    assert progress[-1] == pytest.approx(1.0)
+    assert not (directory / "parts").exists()
+
+    summary = experiment.report(directory)
+    for method in SMOKE.methods:
+        assert flatness_page.label(SMOKE.hyper, method) in summary.table
+    assert {p.name for p in directory.iterdir()} >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
+    assert len(list(directory.glob("mlp_*.png"))) == 4
+    page = summary.page.read_text()
+    assert page.count("data:image/png") == 4
+    stored = json.loads((directory / "metrics.json").read_text())
+    assert stored["metrics"]["experiment"] == "flatness"
+    assert {"jax", "optax", "python"} <= set(stored["versions"])
+    sgd = stored["metrics"]["methods"]["mlp"]["sgd"]
+    arrays = np.load(directory / "arrays.npz")
+    errors = arrays["mlp/sgd/history.test_error"][:, -1]
+    assert sgd["test_error"]["value"] == pytest.approx(errors.mean())
+    assert sgd["test_error"]["stderr"] == pytest.approx(errors.std(ddof=1) / np.sqrt(len(errors)))
+
+    again = []
+    experiment.run(SMOKE, directory, lambda done, total, what: again.append(what))
+    assert again == ["already finished"]
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 0
+    assert "MLP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["sgd", "replicated_sgd"])
+def test_a_network_with_batch_norm_is_judged_with_re_estimated_statistics(method):
+    config = dataclasses.replace(SMOKE, num_gradients=12, num_evals=1)
+    splits = experiment.load_splits(config)
+    model = experiment.make_model(config, "convnet_batch_norm", splits)
+    result = jax.jit(experiment.make_run(config, model, method, splits))(jax.random.key(0))
+    batches = experiment.split_batches(splits.train, config.batch_size)
+    exact = experiment.mean_over_batches(lambda b: model.batch_statistics(result.params, b[0]), batches)
+    for ours, theirs in zip(jax.tree.leaves(result.model_state), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(result.history["test_error"]).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_the_same_budget(name):
+    hyper, budget = Hyperparameters(num_replicas=3, num_inner=5), 3000
+    method = make_method(name, hyper, budget, 20)
+    spent = method.num_steps * method.gradients_per_update * (method.num_replicas or 1)
+    assert spent == (3 * budget if name == "replicated_sgd_full" else budget)
+    assert method.num_steps % 20 == 0
+    with pytest.raises(ValueError, match="make_method: num_gradients must allow an update per evaluation"):
+        make_method(name, hyper, 19, 20)
+
+
+def test_splits_share_no_sample_and_have_the_exact_number_of_wrong_labels():
+    splits = experiment.load_splits(dataclasses.replace(SMOKE, num_train=200, num_test=5000, label_noise=0.1))
+    clean = experiment.load_splits(dataclasses.replace(SMOKE, num_train=200, num_test=5000, label_noise=0.0))
+    assert len(splits.train[0]) == 200
+    assert len(splits.test[0]) == 1797 - 200
+    np.testing.assert_array_equal(splits.train[0], clean.train[0])
+    assert int(np.sum(splits.train[1] != clean.train[1])) == 20
+    rows = {image.tobytes() for image in np.asarray(splits.test[0])}
+    assert not any(image.tobytes() in rows for image in np.asarray(splits.train[0]))
+
+
+def planted(num_seeds=6):
+    """Arrays of two methods: SAM's test error is 2 points lower and its local energy 4 points, seed by seed."""
+    config = dataclasses.asdict(
+        dataclasses.replace(SMOKE, methods=("sgd", "sam"), num_seeds=num_seeds, num_evals=1, models=("mlp",))
+    )
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.1, 0.2, num_seeds)
+    arrays = {}
+    for method, error, energy in (("sgd", base, base), ("sam", base - 0.02, base - 0.04)):
+        prefix = f"mlp/{method}/"
+        arrays[prefix + "history.test_error"] = (error + 1e-3 * rng.normal(size=num_seeds))[:, None]
+        arrays[prefix + "history.train_error"] = np.zeros((num_seeds, 1))
+        arrays[prefix + "history.gradient_evaluations"] = np.full((num_seeds, 1), 60)
+        arrays[prefix + "local_energy"] = np.stack([energy / 2, energy], axis=1)
+        for name in ("train_loss", "gradient_norm", *flatness_page.MEASURES):
+            arrays.setdefault(prefix + name, rng.uniform(size=num_seeds))
+        arrays[prefix + "failed_step"] = np.full(num_seeds, -1)
+        arrays[prefix + "status"] = np.full(num_seeds, 2)
+    return config, arrays
+
+
+def test_claims_recover_a_planted_effect_and_its_sign():
+    config, arrays = planted()
+    metrics = flatness_page.summarise(config, arrays)
+    by_text = {claim["claim"]: claim for claim in metrics["claims"]}
+    error = by_text["SAM against SGD, test error"]
+    difference = (arrays["mlp/sam/history.test_error"] - arrays["mlp/sgd/history.test_error"])[:, 0]
+    assert error["ours"]["value"] == pytest.approx(difference.mean())
+    assert error["ours"]["stderr"] == pytest.approx(difference.std(ddof=1) / np.sqrt(len(difference)))
+    assert error["status"] == "holds"
+    arrays = {k.replace("/sam/", "/x/").replace("/sgd/", "/sam/").replace("/x/", "/sgd/"): v for k, v in arrays.items()}
+    swapped = {claim["claim"]: claim for claim in flatness_page.summarise(config, arrays)["claims"]}
+    assert swapped["SAM against SGD, test error"]["status"] == "does not hold"
+    row = metrics["correlations"]["mlp"]["local_energy"]
+    assert row["pooled"] > 0.8
+    assert row["within"] > 0.8
+    assert row["runs"] == 12
+
+
+def test_failed_seeds_are_left_out_and_named():
+    config, arrays = planted()
+    arrays["mlp/sam/failed_step"][2] = 17
+    arrays["mlp/sam/history.test_error"][2] = np.nan
+    arrays["mlp/sgd/status"][1] = 12
+    metrics = flatness_page.summarise(config, arrays)
+    good = np.delete(arrays["mlp/sam/history.test_error"][:, 0], 2)
+    assert metrics["methods"]["mlp"]["sam"]["test_error"]["value"] == pytest.approx(good.mean())
+    assert metrics["failures"][1] == "MLP, SAM: 1 seeds were not finite"
+    assert re.match(r"MLP, SGD: 5 of 6 completed.*1 of 6 non-finite", metrics["failures"][0])
+    assert metrics["correlations"]["mlp"]["local_energy"]["runs"] == 11
