@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.entropic.methods import LABELS, Hyperparameters, MethodName
 from experiments.registry import Summary
-from jflat.core import explain, succeeded
+from jflat.core import Status, succeeded
 from jflat.curvature import DensityResult, smooth_density
 from jflat.report import (
     Facts,
@@ -166,10 +166,14 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             methods[model][method] = rows
             stopped = int(np.sum(arrays[f"{model}/{method}/failed_step"] >= 0))
             if stopped:
-                failures.append(f"{MODELS[model]}, {label(config['hyper'], method)}: {stopped} seeds were not finite")
-            status = arrays[f"{model}/{method}/status"]
-            if not np.all(succeeded(status)):
-                failures.append(f"{MODELS[model]}, {label(config['hyper'], method)}: {explain(status)}")
+                failures.append([MODELS[model], label(config["hyper"], method), "training", f"{stopped} not finite"])
+            for part in ("local_energy", "sharpness", "adaptive_sharpness", "hessian", "local_entropy", "density"):
+                codes = arrays[f"{model}/{method}/status.{part}"]
+                for code in np.unique(codes[~succeeded(codes)]):
+                    what = (
+                        f"{np.sum(codes == code)} of {codes.size}: {Status(int(code)).name.lower().replace('_', ' ')}"
+                    )
+                    failures.append([MODELS[model], label(config["hyper"], method), part.replace("_", " "), what])
     correlations = {model: _correlations(config, arrays, model) for model in config["models"]}
     claims = [
         claim | {"ours": claim["ours"]._asdict() if isinstance(claim["ours"], Measured) else claim["ours"]}
@@ -212,7 +216,7 @@ def _density(config: Mapping[str, Any], arrays: Arrays, model: str) -> dict[str,
         return {}
     low = min(float(nodes.min()) for nodes, _ in found.values())
     high = max(float(np.quantile(nodes.max(axis=1), 0.5)) for nodes, _ in found.values())
-    width = (high - low) / 60
+    width = (high - low) / 120
     grid = np.linspace(low - 3 * width, high + 3 * width, 400)
     curves = {}
     for method, (nodes, weights) in found.items():
@@ -251,8 +255,8 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
         ),
         "spectrum": (
             figures.spectral_density(_density(config, arrays, model), title=title),
-            "Density of the Hessian's eigenvalues at the solutions, averaged over seeds, smoothed by a Gaussian of one "
-            "sixtieth of the range. Most eigenvalues are near 0; a few stand apart.",
+            "Density of the Hessian's eigenvalues at the solutions, averaged over seeds, smoothed over 1/120 of the "
+            "range. Most eigenvalues are near 0; a few stand apart.",
         ),
         "scatter": (
             figures.scatter(
@@ -313,7 +317,11 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     if claims:
         blocks.append(Table(["claim", "network", "ours", "paper's", "status"], claims, f"Paper: {claim}"))
     if metrics["failures"]:
-        blocks.append("Failures, left out of the means:\n" + "\n".join(metrics["failures"]))
+        caption = (
+            "What did not succeed. A value that is not finite is left out of the means and correlations; a sharpness "
+        )
+        caption += "that stopped at its last step is a lower bound."
+        blocks.append(Table(["network", "method", "measure", "seeds"], metrics["failures"], caption))
     sections.append(Section("What was found", blocks))
     for model in config["models"]:
         rows = _rows(config, metrics, model, quantities)

@@ -247,6 +247,7 @@ def make_measurement(config: Config, model: Model, splits: Splits) -> Any:
             num_samples=config.num_perturbations,
             rho=config.hyper.rho,
             num_probes=config.num_probes,
+            max_ascent_steps=200,
             beta=config.entropy_beta,
             gamma=1 / (config.entropy_beta * config.entropy_window**2),
             num_chains=config.entropy_chains,
@@ -276,7 +277,12 @@ def make_measurement(config: Config, model: Model, splits: Splits) -> Any:
             "local_entropy_stderr": entropy.stderr,
             "density_nodes": density.nodes,
             "density_weights": density.weights,
-            "status": card.status,
+            "status.local_energy": card.local_energy.status,
+            "status.sharpness": card.sharpness.status,
+            "status.adaptive_sharpness": card.adaptive_sharpness.status,
+            "status.hessian": card.hessian.status,
+            "status.local_entropy": entropy.status,
+            "status.density": jnp.max(density.status),
         }
 
     compiled = jax.jit(measure)

@@ -59,10 +59,12 @@ class Hyperparameters:
     noise_scale: float = 0.0
     """Of Entropy-SGD's Langevin noise; the temperature is its square."""
     num_replicas: int = 3
-    replica_gamma: float = 0.01
-    """The replicas' force constant at the start."""
-    focusing: float = 100.0
-    """The factor by which both force constants grow, exponentially, over the run."""
+    entropy_focusing: float = 100.0
+    """The factor by which Entropy-SGD's force constant grows, exponentially, over the run."""
+    replica_gamma: float | None = None
+    """The replicas' force constant at the start; None is the paper's automatic one, coupling energy = loss."""
+    replica_focusing: float = 1e4
+    """The factor by which the replicas' force constant grows, exponentially, over the run (the paper's)."""
 
 
 class Method(NamedTuple):
@@ -106,12 +108,18 @@ def make_method(name: str, hyper: Hyperparameters, num_gradients: int, num_evals
             optax.sgd(optax.cosine_decay_schedule(hyper.outer_learning_rate, cycles), hyper.momentum, nesterov=True),
             optax.sgd(hyper.inner_learning_rate, hyper.momentum, nesterov=True),
             num_inner=hyper.num_inner,
-            gamma=exponential_focusing(hyper.entropy_gamma, hyper.focusing, steps=cycles),
+            gamma=exponential_focusing(hyper.entropy_gamma, hyper.entropy_focusing, steps=cycles),
             outer_scale="none",
             noise_scale=hyper.noise_scale,
             inner_learning_rate=hyper.inner_learning_rate,
             elastic="proximal",
         )
         return Method(tx, num_steps, None, 1, entropy_eval_params)
-    gamma = exponential_focusing(hyper.replica_gamma, hyper.focusing, steps=num_steps)
-    return Method(optax.chain(couple_replicas(gamma, axis_name="replica"), base), num_steps, replicas, 1, None)
+    if hyper.replica_gamma is None:
+        coupling = couple_replicas(
+            "balanced", axis_name="replica", growth=hyper.replica_focusing, total_steps=num_steps
+        )
+    else:
+        gamma = exponential_focusing(hyper.replica_gamma, hyper.replica_focusing, steps=num_steps)
+        coupling = couple_replicas(gamma, axis_name="replica")
+    return Method(optax.chain(coupling, base), num_steps, replicas, 1, None)

@@ -45,7 +45,7 @@ caption { caption-side: bottom; padding-top: .45rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; overflow-wrap: normal; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: normal; min-width: 9rem; }
 th.n, td.n { text-align: right; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem .9rem; font-size: .9rem; }
 dt { color: var(--soft); }

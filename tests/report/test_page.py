@@ -5,9 +5,6 @@ installed: at 390 x 844, a phone, the document is no wider than the screen.
 import base64
 import html
 import html.parser
-import re
-import shutil
-import subprocess
 import zlib
 
 import numpy as np
@@ -135,19 +132,6 @@ def test_refusals_leave_the_old_page(tmp_path):
     assert path.read_bytes() == before
 
 
-def chromium(tmp_path, *arguments):
-    """One headless run, in a profile of its own; returns what it prints."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not on PATH: the page is not looked at")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --window-size=390,844"
-    )
-    command = [program, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
-
 def pixels(path):
     """(height, width, channels) of an 8-bit PNG without interlacing."""
     content = path.read_bytes()
@@ -163,25 +147,14 @@ def pixels(path):
     return height, width
 
 
-def test_a_phone_shows_the_page_without_sideways_scrolling(page_path, tmp_path):
-    """The page in a 390 x 844 frame of a page with a script, which measures it; its own policy would forbid one."""
-    text = page_path.read_text(encoding="utf-8")
-    probe = (
-        "<script>onload = () => { const d = document.querySelector('iframe').contentDocument, r = d.documentElement;"
-        "const box = d.querySelector('.scroll');"
-        "document.body.dataset.sizes = [r.clientWidth, r.scrollWidth, box.clientWidth, box.scrollWidth, "
-        "d.querySelector('img').clientWidth].join(' ') }</script>"
-    )
-    frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{html.escape(text)}"></iframe>'
-    (tmp_path / "probe.html").write_text(f"<!DOCTYPE html><body>{frame}{probe}</body>", encoding="utf-8")
-    dump = chromium(tmp_path, "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "probe.html").as_uri())
-    view, document, box, table, image = map(int, re.search(r'data-sizes="([\d ]+)"', dump)[1].split())
+def test_a_phone_shows_the_page_without_sideways_scrolling(page_path, phone_widths):
+    view, document, box, table, image = phone_widths(page_path)
     assert view == 390
     assert document <= view
     assert box < view < table  # the wide table scrolls in its own box
     assert 0.85 * view < image < view
 
 
-def test_a_phone_screenshot_is_taken(page_path, tmp_path):
-    chromium(tmp_path, f"--screenshot={tmp_path / 'shot.png'}", page_path.as_uri())
+def test_a_phone_screenshot_is_taken(page_path, tmp_path, chromium):
+    chromium(f"--screenshot={tmp_path / 'shot.png'}", page_path.as_uri())
     assert pixels(tmp_path / "shot.png") == (844, 390)
