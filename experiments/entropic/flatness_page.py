@@ -46,6 +46,9 @@ MEASURES = {
 }
 """Measures of flatness by their name in the arrays; a larger value is a sharper minimum in all of them."""
 
+PARTS = ("local_energy", "sharpness", "adaptive_sharpness", "hessian", "local_entropy", "density")
+"""The measurements that have a status of their own."""
+
 DEFINITIONS = """Local energy: mean rise of the training error under Gaussian noise of relative size sigma on weights.
 Local entropy: rise of the loss, as a free energy, in a Gaussian window around the solution.
 Adaptive sharpness and sharpness: largest rise of the loss in a ball, of relative and of absolute size.
@@ -151,6 +154,24 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, correlations: Mapping[str
     return claims
 
 
+def _failures(config: Mapping[str, Any], arrays: Arrays, model: str, method: MethodName) -> list[dict[str, Any]]:
+    """What did not succeed, by measure and kind, with the number of seeds."""
+    prefix = f"{model}/{method}/"
+    training = np.where(arrays[prefix + "failed_step"] < 0, Status.COMPLETED, Status.NON_FINITE)
+    outcomes = {"training": training} | {part: arrays[f"{prefix}status.{part}"] for part in PARTS}
+    return [
+        {
+            "network": MODELS[model],
+            "method": label(config["hyper"], method),
+            "measure": part.replace("_", " "),
+            "outcome": Status(int(code)).name.lower().replace("_", " "),
+            "seeds": int(np.sum(codes == code)),
+        }
+        for part, codes in outcomes.items()
+        for code in np.unique(codes[~succeeded(codes)])
+    ]
+
+
 def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Every number of the run, with its standard error over seeds: methods, correlations, claims, failures."""
     methods: dict[str, Any] = {}
@@ -164,16 +185,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             }
             rows["gradient_evaluations"] = int(arrays[f"{model}/{method}/history.gradient_evaluations"][0, -1])
             methods[model][method] = rows
-            stopped = int(np.sum(arrays[f"{model}/{method}/failed_step"] >= 0))
-            if stopped:
-                failures.append([MODELS[model], label(config["hyper"], method), "training", f"{stopped} not finite"])
-            for part in ("local_energy", "sharpness", "adaptive_sharpness", "hessian", "local_entropy", "density"):
-                codes = arrays[f"{model}/{method}/status.{part}"]
-                for code in np.unique(codes[~succeeded(codes)]):
-                    what = (
-                        f"{np.sum(codes == code)} of {codes.size}: {Status(int(code)).name.lower().replace('_', ' ')}"
-                    )
-                    failures.append([MODELS[model], label(config["hyper"], method), part.replace("_", " "), what])
+            failures += _failures(config, arrays, model, method)
     correlations = {model: _correlations(config, arrays, model) for model in config["models"]}
     claims = [
         claim | {"ours": claim["ours"]._asdict() if isinstance(claim["ours"], Measured) else claim["ours"]}
@@ -298,6 +310,16 @@ def _claim_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
+def _failure_rows(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[Any]]:
+    """The failures of a network, summed over its methods."""
+    counts: dict[tuple[str, ...], int] = {}
+    for failure in metrics["failures"]:
+        kind = (failure["network"], failure["measure"], failure["outcome"])
+        counts[kind] = counts.get(kind, 0) + failure["seeds"]
+    runs = config["num_seeds"] * len(config["methods"])
+    return [[*kind, f"{number} of {runs}"] for kind, number in counts.items()]
+
+
 def draw(directory: pathlib.Path, claim: str) -> Summary:
     """Figures, table and page of a finished run, from its stored arrays."""
     stored = load_run(directory)
@@ -321,7 +343,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             "What did not succeed. A value that is not finite is left out of the means and correlations; a sharpness "
         )
         caption += "that stopped at its last step is a lower bound."
-        blocks.append(Table(["network", "method", "measure", "seeds"], metrics["failures"], caption))
+        blocks.append(Table(["network", "measure", "outcome", "runs"], _failure_rows(config, metrics), caption))
     sections.append(Section("What was found", blocks))
     for model in config["models"]:
         rows = _rows(config, metrics, model, quantities)
