@@ -28,7 +28,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
     samples, repeats = (16, 2) if toy else (512, 20)
     networks: dict[str, tuple[Any, tuple[int, ...]]] = {
         "main job MLP": (mlp((8, 8, 1), widths=(64, 64), num_classes=10), (8, 8, 1)),
-        "main job convnet": (convnet((8, 8, 1), num_classes=10), (8, 8, 1)),
+        "main job convnet": (convnet((8, 8, 1), (8, 16), (32,), num_classes=10), (8, 8, 1)),
     }
     if not toy:
         networks["MLP 784-256-256-10"] = (mlp((28, 28, 1), widths=(256, 256), activation="tanh"), (28, 28, 1))

@@ -84,8 +84,8 @@ class Config:
     methods: tuple[MethodName, ...] = METHODS
     num_seeds: int = 8
     seed: int = 0
-    num_gradients: int = 2000
-    """Gradient evaluations per network."""
+    num_gradients: int = 2400
+    """Gradient evaluations per network; a multiple of 6 L times `num_evals` makes all budgets exactly equal."""
     batch_size: int = 64
     num_evals: int = 20
     """Times that errors are taken during training."""

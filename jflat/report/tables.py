@@ -36,15 +36,16 @@ def _format_number(value: float) -> str:
 def format_measured(value: float, stderr: float | None) -> str:
     """`value ± stderr`: the error to two significant digits, the value to the same place.
 
-    An unknown error (NaN or None) or a zero one leaves the value alone, with four significant digits; a value that is
-    NaN is a dash. Sizes of 1e5 and more, or errors below 1e-5, take a common power of ten.
+    An unknown error (NaN or None), or one below 1e-6 of the value (rounding), leaves the value alone, with four
+    significant digits; a value that is NaN is a dash. Sizes of 1e5 and more, or errors below 1e-5, take a common power
+    of ten.
 
     >>> format_measured(0.123456, 0.0123), format_measured(1234.5, 67.0), format_measured(0.5, None)
     ('0.123 ± 0.012', '1234 ± 67', '0.5')
     >>> format_measured(1.23456e-7, 1.2e-9)
     '(1.235 ± 0.012)e−07'
     """
-    if stderr is None or not math.isfinite(value) or not math.isfinite(stderr) or stderr <= 0:
+    if stderr is None or not math.isfinite(value) or not math.isfinite(stderr) or stderr <= 1e-6 * abs(value):
         return _format_number(value)
     size = max(abs(value), stderr)
     exponent = math.floor(math.log10(size))

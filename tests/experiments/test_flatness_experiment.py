@@ -3,6 +3,7 @@ the files that a user finds afterwards."""
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -107,6 +108,19 @@ def test_splits_share_no_sample_and_have_the_exact_number_of_wrong_labels():
     assert not any(image.tobytes() in rows for image in np.asarray(splits.train[0]))
 
 
+@pytest.mark.parametrize(
+    ("data", "shape"), [("fashion_mnist", (14, 14, 1)), ("mnist", (14, 14, 1)), ("cifar10", (16, 16, 3))]
+)
+def test_real_data_are_found_where_jflat_data_says(data, shape):
+    if not os.environ.get("JFLAT_DATA"):
+        pytest.skip("JFLAT_DATA is not set: no real data to read")
+    splits = experiment.load_splits(dataclasses.replace(experiment.Config(), data=data))
+    assert splits.train[0].shape == (400, *shape)
+    assert splits.test[0].shape[1:] == shape
+    assert splits.num_classes == 10
+    np.testing.assert_allclose(np.mean(splits.train[0]), 0.0, atol=0.1)  # standardised over the whole training set
+
+
 def planted(num_seeds=6):
     """Arrays of two methods: SAM's test error is 2 points lower and its local energy 4 points, seed by seed."""
     config = dataclasses.asdict(
@@ -158,3 +172,14 @@ def test_failed_seeds_are_left_out_and_named():
     found = [(f["method"], f["measure"], f["outcome"], f["seeds"]) for f in metrics["failures"]]
     assert found == [("SGD", "sharpness", "max steps", 1), ("SAM", "training", "non finite", 1)]
     assert metrics["correlations"]["mlp"]["local_energy"]["runs"] == 11
+
+
+@pytest.mark.slow
+def test_default_preset_fits_the_training_set_and_finds_the_flatter_minima(tmp_path):
+    """About five minutes on two cores: every method fits the wrong labels; coupled replicas end flatter than SGD."""
+    experiment.run(experiment.PRESETS["default"], tmp_path / "run", lambda done, total, what: None)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    for methods in metrics["methods"].values():
+        assert all(row["train_error"]["value"] < 0.01 for row in methods.values())
+    claims = {(claim["model"], claim["claim"]): claim["status"] for claim in metrics["claims"]}
+    assert claims["MLP", "Replicated-SGD against SGD, flatter: local energy at sigma = 0.2"] == "holds"
