@@ -17,13 +17,19 @@ R replicas R per call.
 | replicas: start, centre, spread | `init_replicas`, `barycenter`, `replica_distances` |
 | SAM, ASAM | `sam`, `adaptive_sam`, `sharpness_aware_gradient` |
 | Langevin noise | `langevin` |
-| growing gamma | `exponential_focusing`, `linear_focusing`, `cosine_focusing`, `balanced_gamma` |
+| growing gamma | `exponential_focusing`, `linear_focusing`, `cosine_focusing`, `focusing_schedule`, `balanced_gamma` |
 """
 
 from jflat.optim.coupling import CouplingState, couple_replicas
 from jflat.optim.elastic_average import ElasticAveragingState, elastic_averaging
 from jflat.optim.entropic_sgd import EntropySGDState, entropy_eval_params, entropy_is_boundary, entropy_sgd
-from jflat.optim.focusing import balanced_gamma, cosine_focusing, exponential_focusing, linear_focusing
+from jflat.optim.focusing import (
+    balanced_gamma,
+    cosine_focusing,
+    exponential_focusing,
+    focusing_schedule,
+    linear_focusing,
+)
 from jflat.optim.langevin_noise import LangevinState, langevin
 from jflat.optim.local_entropy import LocalEntropyInfo, LocalEntropyState, local_entropy_grad, local_entropy_gradient
 from jflat.optim.proximal_coupling import decoupled_coupling
@@ -59,6 +65,7 @@ __all__ = [  # noqa: RUF022  the dozen first, then the rest by theme
     # focusing
     "linear_focusing",
     "cosine_focusing",
+    "focusing_schedule",
     "balanced_gamma",
     # sharpness, noise
     "sharpness_aware_gradient",

@@ -21,8 +21,24 @@ import optax
 
 from jflat.core import check, tree
 from jflat.optim.focusing import balanced_gamma
-from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, is_number, require_params, value_at
-from jflat.optim.replica_axis import deviations_from, mean_over_replicas, num_replicas, unknown_center, varying_like
+from jflat.optim.hyperparameters import (
+    AxisName,
+    PyTree,
+    ScalarOrSchedule,
+    is_number,
+    move_towards,
+    require_params,
+    value_at,
+)
+from jflat.optim.replica_axis import (
+    deviations_from,
+    mean_over_replicas,
+    num_replicas,
+    require_stacked,
+    static_axis,
+    unknown_center,
+    varying_like,
+)
 
 __all__ = ["CouplingState", "Force", "couple_replicas"]
 
@@ -114,12 +130,15 @@ def couple_replicas(
       A transformation with state `CouplingState`; `update` needs `params`.
 
     Raises:
-      ValueError: if a Python number is out of its range, or "balanced" lacks `total_steps` or `value`.
+      ValueError: if a Python number is out of its range, "balanced" lacks `total_steps` or `value`, or the leaves do
+        not share array axis `axis` where `axis_name` is None.
 
-    Edge cases: gamma = 0 and R = 1 give the gradients back unchanged. A balanced start waits while all replicas
-    are equal. The explicit step is stable while eta (lambda_max + gamma) < 2. On a quadratic loss the barycentre does
-    not feel gamma, and deviations shrink by 1 - eta (a + gamma) each step. `chain(couple, MultiSteps(sgd))` counts mini
-    steps, `MultiSteps(chain(couple, sgd))` real ones. Through `optax.masked` chosen leaves stay uncoupled.
+    Edge cases: gamma = 0, and R = 1 with a fresh mean, give the gradients back unchanged. A balanced start waits
+    while all replicas are equal. The explicit step is stable while eta (lambda_max + gamma) < 2. On a quadratic
+    loss the barycentre does not feel gamma, and deviations shrink by 1 - eta (a + gamma) each step. `chain(couple,
+    MultiSteps(sgd))` counts mini steps, `MultiSteps(chain(couple, sgd))` real ones. Through `optax.masked` chosen
+    leaves stay uncoupled. Give `optax.inject_hyperparams` `static_args=("axis", "period")`: it traces integers, and
+    an array axis must be static.
 
     Cost: one all-reduce of the parameters per refresh; memory one copy of the parameters if a centre is kept.
     Reference: 2006.07897, section 3.2.
@@ -131,6 +150,7 @@ def couple_replicas(
            [ 1.]], dtype=float32)
     """
     where = "couple_replicas"
+    axis = static_axis(where, axis_name, axis)
     force = Force(where, gamma, growth, total_steps, axis_name, axis)
     force.check()
     check.require_integer(where, "period", period, 1)
@@ -140,6 +160,7 @@ def couple_replicas(
     is_kept = center == "ema" or (pull == "always" and not is_number(period, 1))
 
     def init(params: PyTree) -> CouplingState:
+        require_stacked(where, params, axis_name, axis)
         kept = unknown_center(params, axis_name, axis) if is_kept else ()
         return CouplingState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), kept)
 
@@ -149,8 +170,7 @@ def couple_replicas(
         if center == "mean":
             return mean, (mean if is_kept else ())
         old = tree.where(state.count == 0, mean, state.center)
-        decay = value_at(center_decay, state.count, params)
-        return old, tree.add_scaled(tree.scale(decay, old), 1 - decay, mean)
+        return old, move_towards(old, mean, 1 - value_at(center_decay, state.count, params))
 
     def pulled(updates: PyTree, strength: jax.Array, params: PyTree, target: PyTree) -> PyTree:
         return tree.add_scaled(updates, strength, deviations_from(target, params))

@@ -19,8 +19,24 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
-from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, is_number, require_params, value_at
-from jflat.optim.replica_axis import deviations_from, mean_over_replicas, num_replicas, unknown_center, varying_like
+from jflat.optim.hyperparameters import (
+    AxisName,
+    PyTree,
+    ScalarOrSchedule,
+    is_number,
+    move_towards,
+    require_params,
+    value_at,
+)
+from jflat.optim.replica_axis import (
+    deviations_from,
+    mean_over_replicas,
+    num_replicas,
+    require_stacked,
+    static_axis,
+    unknown_center,
+    varying_like,
+)
 
 __all__ = ["ElasticAveragingState", "elastic_averaging"]
 
@@ -57,7 +73,7 @@ def elastic_averaging(
       call.
 
     Raises:
-      ValueError: if a Python number is out of range, or `params` is missing.
+      ValueError: if a Python number is out of range, `params` is missing, or the leaves do not share the array axis.
 
     Cost: one all-reduce of the parameters per communication; memory one parameter copy and the base state.
     Reference: 1412.6651, equations 5 and 6, and Algorithm 1 made synchronous.
@@ -71,9 +87,11 @@ def elastic_averaging(
     where = "elastic_averaging"
     check.require_number(where, "beta", beta, 0.0, 1.0)
     check.require_integer(where, "period", period, 1)
+    axis = static_axis(where, axis_name, axis)
     base_tx = optax.with_extra_args_support(base)
 
     def init(params: PyTree) -> ElasticAveragingState:
+        require_stacked(where, params, axis_name, axis)
         center = unknown_center(params, axis_name, axis)
         return ElasticAveragingState(jnp.zeros((), jnp.int32), center, base_tx.init(params))
 
@@ -89,7 +107,7 @@ def elastic_averaging(
             center = tree.where(state.count == 0, mean, state.center)
             gaps = deviations_from(center, params)
             pulled = tree.add_scaled(updates, -step / num_replicas(params, axis_name, axis), gaps)
-            return pulled, varying_like(params, tree.add_scaled(center, step, tree.subtract(mean, center)))
+            return pulled, varying_like(params, move_towards(center, mean, step))
 
         if is_number(period, 1):
             updates, center = communicate()

@@ -98,7 +98,8 @@ def entropy_sgd(
       elastic: "gradient" adds gamma (w' - w) to the gradient, before the inner momentum; "proximal" solves for it
         implicitly after the step, stable for every gamma.
       outer_scale: factor of w - mu in the outer gradient, "gamma" or "none" (1).
-      reset_inner_state: start each cycle with the inner optimiser's initial state (its keys go on).
+      reset_inner_state: start each cycle with the inner optimiser's initial state (its keys go on). Its own schedules
+        then start again too: for a rate that decays over the run use False, or `optax.inject_hyperparams` outside.
       key: typed key or integer seed of the noise.
       axis_name: axis (or axes) of replicas whose index is folded into the key; nothing else is done with it.
 
@@ -112,8 +113,9 @@ def entropy_sgd(
     It must be the last transformation that touches the update (the rule of `optax.lookahead`): put clipping before it,
     where it acts on each inner gradient, or inside `inner` and `outer`. The anchor is captured from `params` at the
     start of each cycle, so projections or edits at a boundary are safe. Leaves outside an `optax.masked` get their raw
-    gradient: use `optax.partition`. Schedules given to `optax.inject_hyperparams` count calls, `lambda n: schedule(n //
-    L)`. Under `vmap` the boundary becomes a select, so the (elementwise) outer step is computed on each call.
+    gradient: use `optax.partition`. Schedules given to `optax.inject_hyperparams` count calls: give it
+    `lambda n: schedule(n // L)`. Under `vmap` the boundary becomes a select, so the (elementwise) outer step is
+    computed on each call.
 
     Cost: 1 gradient per call; memory 2 parameter copies (anchor, mean) and the two optimiser states.
     Reference: 1611.01838, Algorithm 1; 2006.07897, section 3.

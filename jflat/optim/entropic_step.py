@@ -3,8 +3,10 @@
 Around an anchor w the inner point w' descends the loss plus an elastic energy, and a running mean mu follows it:
 
     elastic="gradient":   w' <- w' + inner(grad L(w') + gamma (w' - w)) + eps sqrt(2 eta') N(0, 1)
-    elastic="proximal":   w' <- (q + s w)/(1 + s),  q = w' + inner(grad L(w')) + eps sqrt(2 eta') N(0, 1),  s = eta'
-    gamma mu <- d mu + (1 - d) w',   d = mean_decay, mu_0 = w
+    elastic="proximal":   w' <- (q + s w)/(1 + s),  q = w' + inner(grad L(w')) + eps sqrt(2 eta') N(0, 1)
+    mu <- d mu + (1 - d) w'
+
+with s = eta' gamma, d = mean_decay, mu_0 = w.
 
 After L steps gamma (w - mu) estimates the gradient of the local entropy, gamma (w - <w'>). The explicit form is stable
 while eta' (lambda_max + gamma) < 2; the proximal one is the implicit Euler step of the elastic force (noise inside),
@@ -19,7 +21,18 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
-from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, apply, is_number, noisy, typed_key, value_at
+from jflat.optim.hyperparameters import (
+    AxisName,
+    PyTree,
+    ScalarOrSchedule,
+    apply,
+    implicit_share,
+    is_number,
+    move_towards,
+    noisy,
+    typed_key,
+    value_at,
+)
 
 __all__ = ["EntropicConfig", "InnerCarry", "configure", "inner_step", "outer_gradient", "start_key"]
 
@@ -56,7 +69,7 @@ class EntropicConfig(NamedTuple):
 
 
 def configure(where: str, config: EntropicConfig) -> EntropicConfig:
-    """Refuse what is visibly wrong, and let the inner transformation accept extra arguments."""
+    """The arguments, once nothing is visibly wrong with them."""
     check.require_integer(where, "num_inner", config.num_inner, 1)
     check.require_number(where, "gamma", config.gamma, 0.0)
     check.require_number(where, "mean_decay", config.mean_decay, 0.0, 1.0)
@@ -65,7 +78,7 @@ def configure(where: str, config: EntropicConfig) -> EntropicConfig:
     check.require_number(where, "inner_learning_rate", config.inner_learning_rate, 0.0)
     check.require_choice(where, "elastic", config.elastic, ("gradient", "proximal"))
     check.require_choice(where, "outer_scale", config.outer_scale, ("gamma", "none"))
-    return config._replace(inner=optax.with_extra_args_support(config.inner))
+    return config
 
 
 def start_key(where: str, config: EntropicConfig, key: Any) -> jax.Array | tuple[()]:
@@ -96,10 +109,8 @@ def inner_step(
         std = value_at(config.noise_scale, cycle, point) * jnp.sqrt(2 * eta)
         point = noisy(key, std, point, config.axis_name)
     if is_elastic and config.elastic == "proximal":
-        stiffness = eta * gamma
-        point = tree.add_scaled(point, stiffness / (1 + stiffness), tree.subtract(anchor, point))
-    decay = value_at(config.mean_decay, cycle, point)
-    mean = tree.add_scaled(tree.scale(decay, carry.mean), 1 - decay, point)
+        point = move_towards(point, anchor, implicit_share(eta * gamma))
+    mean = move_towards(carry.mean, point, 1 - value_at(config.mean_decay, cycle, point))
     return InnerCarry(point, mean, inner_state)
 
 

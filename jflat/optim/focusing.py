@@ -9,13 +9,14 @@ Differs from the code: there the cosine starts from 0 and the schedules go on be
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jflat.core import check
 
-__all__ = ["balanced_gamma", "cosine_focusing", "exponential_focusing", "linear_focusing"]
+__all__ = ["balanced_gamma", "cosine_focusing", "exponential_focusing", "focusing_schedule", "linear_focusing"]
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -67,6 +68,21 @@ def cosine_focusing(gamma0: float, factor: float = 1e4, *, steps: int) -> Schedu
     return lambda count: gamma0 * (1 + (factor - 1) * 0.5 * (1 - jnp.cos(jnp.pi * progress(count))))
 
 
+def focusing_schedule(
+    gamma0: float, factor: float = 1e4, steps: int | None = None, kind: Literal["exp", "linear", "cosine"] = "exp"
+) -> Schedule:
+    """One of the three schedules above by name. `steps` must be given.
+
+    >>> [float(focusing_schedule(1.0, 5.0, 4, "linear")(t)) for t in (0, 2, 4)]
+    [1.0, 3.0, 5.0]
+    """
+    kinds = {"exp": exponential_focusing, "linear": linear_focusing, "cosine": cosine_focusing}
+    check.require_choice("focusing_schedule", "kind", kind, kinds)
+    check.require(steps is not None, "focusing_schedule", "steps", "must be given", None)
+    assert steps is not None
+    return kinds[kind](gamma0, factor, steps=steps)
+
+
 def balanced_gamma(loss: jax.typing.ArrayLike, squared_distance: jax.typing.ArrayLike) -> jax.Array:
     """gamma0 = 2 loss / |w - centre|^2, which makes (gamma0/2)|w - centre|^2 = loss; 0 where no positive ratio exists.
 
@@ -77,6 +93,8 @@ def balanced_gamma(loss: jax.typing.ArrayLike, squared_distance: jax.typing.Arra
     (3.0, 0.0)
     """
     distance = jnp.asarray(squared_distance)
+    if not jnp.issubdtype(distance.dtype, jnp.floating):
+        distance = distance.astype(jnp.float32)
     loss = jnp.asarray(loss).astype(distance.dtype)
     is_defined = (distance > 0) & (loss > 0) & jnp.isfinite(loss) & jnp.isfinite(distance)
     return jnp.where(is_defined, 2 * loss / jnp.where(is_defined, distance, 1), 0)

@@ -22,8 +22,10 @@ __all__ = [
     "ScalarOrSchedule",
     "apply",
     "copy",
+    "implicit_share",
     "is_key",
     "is_number",
+    "move_towards",
     "noisy",
     "require_grad_fn",
     "require_params",
@@ -77,6 +79,16 @@ def noisy(key: jax.Array, std: jax.Array, a: PyTree, axis_name: AxisName | None)
 def apply(params: PyTree, updates: PyTree) -> PyTree:
     """params + updates, in the dtype of params."""
     return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+
+
+def move_towards(a: PyTree, target: PyTree, share: Any) -> PyTree:
+    """a + share (target - a): unlike (1 - share) a + share target it stays where a = target, in bfloat16 too."""
+    return tree.add_scaled(a, share, tree.subtract(target, a))
+
+
+def implicit_share(stiffness: jax.Array) -> jax.Array:
+    """s/(1 + s), the share of the gap that an implicit elastic step closes; 1 at s = inf."""
+    return jnp.where(jnp.isinf(stiffness), 1, stiffness / (1 + stiffness))
 
 
 def copy(params: PyTree) -> PyTree:

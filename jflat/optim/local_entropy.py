@@ -109,7 +109,7 @@ def local_entropy_gradient(
     outer_scale: Literal["gamma", "none"] = "gamma",
     key: jax.Array | int = 0,
     axis_name: AxisName | None = None,
-    batch_axis_name: AxisName | None = None,
+    replica_axis_name: AxisName | None = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """grads -> gamma (w - mu), the local-entropy gradient at `params`, by L - 1 further calls of `grad_fn`.
@@ -121,8 +121,9 @@ def local_entropy_gradient(
       inner: optimiser of the inner point, started afresh on each call.
       num_inner, gamma, mean_decay, debias, noise_scale, inner_learning_rate, elastic, outer_scale, key: as in
         `entropy_sgd`; schedules count calls, which are outer steps here.
-      axis_name: axis of replicas whose index is folded into the key.
-      batch_axis_name: axis of data parallelism over which each gradient of `grad_fn` is averaged (`lax.pmean`).
+      axis_name: axis of data parallelism over which `grads` and each gradient of `grad_fn` are averaged (`lax.pmean`),
+        so that all its devices walk together.
+      replica_axis_name: axis of replicas whose index is folded into the key, as `axis_name` of `entropy_sgd`.
       mask: tree of Python booleans (or a function of the parameters that gives one, a prefix is enough): leaves that
         are False do not move in the inner loop, and their gradient passes unchanged. Use it in place of `optax.masked`,
         which would hand `grad_fn` an incomplete tree.
@@ -155,7 +156,7 @@ def local_entropy_gradient(
             inner_learning_rate,
             elastic,
             outer_scale,
-            axis_name,
+            replica_axis_name,
         ),
     )
     first_key = start_key("local_entropy_gradient", config, key)
@@ -175,8 +176,9 @@ def local_entropy_gradient(
         require_grad_fn("local_entropy_gradient", grad_fn, params)
         assert grad_fn is not None
         mean_grad_fn = grad_fn
-        if batch_axis_name is not None:
-            mean_grad_fn = lambda w, i: jax.lax.pmean(grad_fn(w, i), batch_axis_name)  # noqa: E731
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+            mean_grad_fn = lambda w, i: jax.lax.pmean(grad_fn(w, i), axis_name)  # noqa: E731
         mask_tree = mask(params) if callable(mask) else mask
         following, now = state.key, state.key
         if not isinstance(state.key, tuple):

@@ -18,8 +18,17 @@ import optax
 
 from jflat.core import check, tree
 from jflat.optim.coupling import CouplingState, Force
-from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, apply, is_number, require_params, value_at
-from jflat.optim.replica_axis import mean_over_replicas
+from jflat.optim.hyperparameters import (
+    AxisName,
+    PyTree,
+    ScalarOrSchedule,
+    apply,
+    implicit_share,
+    is_number,
+    require_params,
+    value_at,
+)
+from jflat.optim.replica_axis import deviations_from, mean_over_replicas, require_stacked, static_axis
 
 __all__ = ["decoupled_coupling"]
 
@@ -58,13 +67,14 @@ def decoupled_coupling(
            [3.]], dtype=float32)
     """
     where = "decoupled_coupling"
+    axis = static_axis(where, axis_name, axis)
     force = Force(where, gamma, growth, total_steps, axis_name, axis)
     force.check()
     check.require_number(where, "learning_rate", learning_rate, 0.0)
     check.require_integer(where, "period", period, 1)
 
     def init(params: PyTree) -> CouplingState:
-        del params
+        require_stacked(where, params, axis_name, axis)
         return CouplingState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), ())
 
     def update(
@@ -82,8 +92,7 @@ def decoupled_coupling(
         def pull() -> PyTree:
             points = apply(params, updates)
             center = mean_over_replicas(points, axis_name, axis)
-            gaps = jax.tree.map(lambda c, q: c - q, center, points)
-            return tree.add_scaled(updates, stiffness / (1 + stiffness), gaps)
+            return tree.add_scaled(updates, -implicit_share(stiffness), deviations_from(center, points))
 
         pulled = pull() if is_number(period, 1) else jax.lax.cond(state.count % period == 0, pull, lambda: updates)
         return pulled, CouplingState(following, gamma0, ())

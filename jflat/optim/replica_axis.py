@@ -10,11 +10,13 @@ ensemble. A vmapped axis inside `shard_map` needs `check_vma=False` (jax 0.10). 
 inside the jit: a Python loop of collective steps deadlocks. Data order is the caller's: one stream per replica.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jflat.core import check, tree
@@ -28,6 +30,8 @@ __all__ = [
     "num_replicas",
     "replica_distances",
     "replicate",
+    "require_stacked",
+    "static_axis",
     "unknown_center",
     "varying_like",
 ]
@@ -68,6 +72,25 @@ def varying_like(params: PyTree, center: PyTree) -> PyTree:
         return jnp.where(jnp.ones_like(w, bool), c, w) if c.shape == w.shape else c
 
     return jax.tree.map(one, params, center)
+
+
+def static_axis(where: str, axis_name: AxisName | None, axis: Any) -> int:
+    """The array axis as a Python integer, refused where it is traced; not looked at where a named axis is used."""
+    if axis_name is not None:
+        return 0
+    try:
+        return operator.index(axis)
+    except TypeError:  # JAX raises a subclass of it for a traced integer
+        rule = "must be a Python integer; give optax.inject_hyperparams static_args=('axis',)"
+        raise ValueError(f"{where}: axis {rule}; got {axis}.") from None
+
+
+def require_stacked(where: str, params: PyTree, axis_name: AxisName | None, axis: int) -> None:
+    """Refuse leaves that do not share array axis `axis`: a forgotten `axis_name` would couple the rows of a kernel."""
+    if axis_name is None:
+        lengths = {jnp.shape(x)[axis] if -jnp.ndim(x) <= axis < jnp.ndim(x) else 0 for x in jax.tree.leaves(params)}
+        rule = f"must have leaves that share array axis {axis}, that of the replicas (or give axis_name)"
+        check.require(len(lengths) <= 1 and 0 not in lengths, where, "params", rule, f"lengths {sorted(lengths)}")
 
 
 def _leading_length(where: str, argument: str, stacked: PyTree) -> int:
@@ -117,7 +140,7 @@ def replicate(
         shared: dict[str, Any] = {}
         for name, value in extra_args.items():
             leaves = jax.tree.leaves(value)
-            is_mapped = leaves and all(isinstance(x, jax.Array) and x.ndim > 0 for x in leaves)
+            is_mapped = leaves and all(isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 for x in leaves)
             (mapped if is_mapped else shared)[name] = value
 
         def one(u: PyTree, s: Any, p: PyTree | None, extra: dict[str, Any]) -> tuple[PyTree, Any]:

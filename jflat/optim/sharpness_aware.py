@@ -1,8 +1,9 @@
 """Sharpness-aware minimisation: the gradient at the worst point of a small ball, handed to any optimiser.
 
     SAM  (Foret et al., 2010.01412):   eps = rho g/|g|
-    ASAM (Kwon et al., 2102.11600):    eps = rho T^2 g/|T g|,   T = |w| + eta   (elementwise; invariant to rescaling of
-    weights) update from grad L(w + eps)
+    ASAM (Kwon et al., 2102.11600):    eps = rho T^2 g/|T g|,   T = |w| + eta   (elementwise)
+
+and the update is made from grad L(w + eps). ASAM (at eta = 0) is invariant to the rescaling of weights.
 
 The norm is over all (unmasked) parameters. `grads` handed to `update` is g at `params`; the second gradient comes from
 the extra argument `grad_fn(params, i)`, called once with i = 0, on the same minibatch.

@@ -10,6 +10,7 @@ inserts the one all-reduce of the barycentre. A seed's bits depend on how many r
 sums in another order), not on the mesh.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import signal
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import check
+from jflat.optim.hyperparameters import is_key
 from jflat.training.train import History, Train, TrainResult, TrainState
 
 __all__ = ["train_seeds"]
@@ -63,9 +65,11 @@ def _fingerprint(train: Train, state: TrainState, history: dict[str, np.ndarray]
     """What must agree for a checkpoint to be continued: shapes, dtypes, sizes of the run, the data, and `identity`."""
     leaves = jax.tree.leaves_with_path((state, history))
     shapes = [f"{jax.tree_util.keystr(path)} {jnp.shape(x)} {jnp.result_type(x)}" for path, x in leaves]
-    arrays = [hashlib.sha256(np.asarray(x).tobytes()).hexdigest() for x in jax.tree.leaves(train.arrays)]
+    values = [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(train.arrays)]
+    arrays = [f"{x.shape} {x.dtype} {hashlib.sha256(x.tobytes()).hexdigest()}" for x in values]
     keys = np.asarray(jax.random.key_data(state.key)).tobytes().hex()
-    text = "\n".join([identity, str(train.num_steps), str(train.num_evals), keys, *shapes, *arrays])
+    sizes = (train.num_steps, train.num_evals, train.num_replicas, train.batch_size, train.batches_per_update)
+    text = "\n".join([identity, str(sizes), keys, *shapes, *arrays])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -153,8 +157,8 @@ def train_seeds(
     Raises:
       ValueError: if the directory holds another run (other shapes, data, keys, sizes or identity), if the mesh has
         other axes, or if both a mesh and `seeds_at_once` are given.
-      KeyboardInterrupt: on SIGINT (Ctrl-C) or SIGTERM; with a directory only after the interval under way was finished
-        and saved (a second signal does not wait; from other threads than the main one nothing is deferred).
+      KeyboardInterrupt: on SIGINT (Ctrl-C). With a directory also on SIGTERM, and only after the interval under way was
+        finished and saved, be it the last (a second signal does not wait; outside the main thread nothing is deferred).
     """
     check.require(keys.ndim == 1 and len(keys) > 0, "train_seeds", "keys", "must be keys of shape (S,)", keys.shape)
     both = mesh is not None and seeds_at_once is not None
@@ -163,6 +167,9 @@ def train_seeds(
         check.require_integer("train_seeds", "seeds_at_once", seeds_at_once, 1)
 
     over_seeds = lambda fn: _over_seeds(fn, seeds_at_once)  # noqa: E731
+    if mesh is not None:  # the data once on every device, not anew in each interval
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        train = dataclasses.replace(train, arrays=jax.device_put(train.arrays, everywhere))
     init = jax.jit(over_seeds(train.init))
     shardings = _shardings(jax.eval_shape(init, keys), train, mesh)
     if shardings is not None:
@@ -186,24 +193,25 @@ def train_seeds(
         if restored is not None:
             (state, history), done = restored
             history = {name: np.array(x) for name, x in history.items()}
-    last_save = time.monotonic()
+    saved, last_save = done, time.monotonic()
     try:
         if on_interval is not None:
             on_interval(done, train.num_evals)
         with _DeferredInterrupt(active=checkpoints is not None) as interrupt:
-            while done < train.num_evals:
+            while done < train.num_evals and not interrupt.pending:
                 state, record = advance(train, state)
                 for name, rows in jax.device_get(record).items():
                     history[name][:, done] = rows[:, 0]
                 done += 1
                 if on_interval is not None:
                     on_interval(done, train.num_evals)
-                due = done == train.num_evals or time.monotonic() - last_save >= checkpoint_seconds
-                if checkpoints is not None and (due or interrupt.pending):
+                if checkpoints is not None and time.monotonic() - last_save >= checkpoint_seconds:
                     checkpoints.save(done, (state, history))
-                    last_save = time.monotonic()
-                if interrupt.pending and done < train.num_evals:
-                    raise KeyboardInterrupt
+                    saved, last_save = done, time.monotonic()
+            if checkpoints is not None and saved != done:
+                checkpoints.save(done, (state, history))
+        if interrupt.pending:
+            raise KeyboardInterrupt
     finally:
         if checkpoints is not None:
             checkpoints.close()

@@ -14,8 +14,12 @@ The stream of a replica goes through a fresh permutation of the data per epoch (
 left out), a pure function of (key, replica, epoch): a resumed run needs no iterator state. The permutations of a run of
 steps are drawn before its scan, so no random number generator runs (or is compiled) inside the step.
 
-Cost: the gradients, plus one permutation of M per epoch and replica. Memory: parameters, optimiser and model state once
-per replica and seed.
+Random keys in the optimiser's state (Langevin noise) are folded with the seed and the replica, so that each has its own
+noise although all come from one transformation.
+
+Cost: the gradients, plus one permutation of M per epoch and replica. Memory per replica and seed: parameters, optimiser
+and model state (twice in a step, because a failed one is undone), and the sample indices of one interval, 4 bytes for
+each of `num_steps / num_evals * batches_per_update * B`: for long runs on large data take more than one evaluation.
 """
 
 import dataclasses
@@ -28,6 +32,7 @@ import optax
 
 from jflat.core import check, tree
 from jflat.data import mean_over_batches, num_samples, split_batches
+from jflat.optim.hyperparameters import is_key
 
 __all__ = ["History", "Train", "TrainResult", "TrainState", "make_train", "reestimate_statistics"]
 
@@ -83,6 +88,8 @@ class Train:
     num_steps: int = dataclasses.field(metadata={"static": True})
     num_evals: int = dataclasses.field(metadata={"static": True})
     num_replicas: int | None = dataclasses.field(metadata={"static": True})
+    batch_size: int = dataclasses.field(metadata={"static": True})
+    batches_per_update: int = dataclasses.field(metadata={"static": True})
     _interval: Callable[[PyTree, TrainState], tuple[TrainState, History]] = dataclasses.field(metadata={"static": True})
     _solution: Callable[[PyTree, TrainState], tuple[PyTree, PyTree]] = dataclasses.field(metadata={"static": True})
 
@@ -132,6 +139,16 @@ def _batch_indices(key: jax.Array, first_batch: jax.Array, num_batches: int, tot
     return batches[numbers - first_epoch * per_epoch]
 
 
+def _own_keys(key: jax.Array, opt_state: PyTree) -> PyTree:
+    """The state with `key` folded into each typed key in it."""
+
+    def own(leaf: jax.Array) -> jax.Array:
+        salt = jax.random.bits(key)
+        return jax.vmap(lambda k: jax.random.fold_in(k, salt))(leaf.reshape(-1)).reshape(leaf.shape)
+
+    return jax.tree.map(lambda leaf: own(leaf) if is_key(leaf) else leaf, opt_state)
+
+
 def make_train(
     loss_fn: Callable[..., Any],
     init_fn: Callable[[jax.Array], Any],
@@ -169,7 +186,8 @@ def make_train(
       num_replicas: R replicas with independent batch streams along a vmapped axis named "replica"; None for a single
         network with no such axis.
       replica_init: "independent" (a key each, as in Replicated-SGD) or "identical".
-      batches_per_update: fresh batches that one update may use through `grad_fn(params, i)`, i in [0, that).
+      batches_per_update: fresh batches that one update may use through `grad_fn(params, i)`, i in [0, that); a larger i
+        is given the last of them. For `local_entropy_gradient` take its `num_inner`.
       gradients_per_update: gradient evaluations of one update of one replica, for the budget; default
         `batches_per_update` (SAM: 2, on one batch).
       eval_params_fn: (opt_state, params) -> the parameters to evaluate, for one replica, e.g. `entropy_eval_params`.
@@ -198,6 +216,8 @@ def make_train(
     check.require_integer("make_train", "batches_per_update", batches_per_update, 1)
     if num_replicas is not None:
         check.require_integer("make_train", "num_replicas", num_replicas, 1)
+    if gradients_per_update is not None:
+        check.require_integer("make_train", "gradients_per_update", gradients_per_update, 1)
     check.require_choice("make_train", "replica_init", replica_init, ("independent", "identical"))
     needs_state = statistics_fn is None or has_model_state
     check.require(needs_state, "make_train", "statistics_fn", "needs has_model_state=True", "False")
@@ -210,9 +230,9 @@ def make_train(
         check.require_scalar("make_train", "loss_fn", value)
         return value, new_state
 
-    def init_one(key: jax.Array) -> tuple[PyTree, PyTree, PyTree]:
+    def init_one(key: jax.Array, noise_key: jax.Array) -> tuple[PyTree, PyTree, PyTree]:
         params, model_state = init_fn(key) if has_model_state else (init_fn(key), {})
-        return params, model_state, chain.init(params)
+        return params, model_state, _own_keys(noise_key, chain.init(params))
 
     def update_one(
         data: PyTree, params: PyTree, model_state: PyTree, opt_state: PyTree, indices: jax.Array
@@ -232,13 +252,15 @@ def make_train(
         return value, optax.apply_updates(params, updates), new_model_state, opt_state
 
     def init(key: jax.Array) -> TrainState:
+        noise_key = jax.random.fold_in(key, 2**31 - 2)
         if num_replicas is None:
-            params, model_state, opt_state = init_one(key)
+            params, model_state, opt_state = init_one(key, noise_key)
         else:
             identical = replica_init == "identical"
-            replicas = jnp.zeros(num_replicas, jnp.int32) if identical else jnp.arange(num_replicas)
-            keys = jax.vmap(lambda a: jax.random.fold_in(key, a))(replicas)
-            params, model_state, opt_state = jax.vmap(init_one, axis_name="replica")(keys)
+            replicas = jnp.arange(num_replicas)
+            keys = jax.vmap(lambda a: jax.random.fold_in(key, a))(jnp.zeros_like(replicas) if identical else replicas)
+            noise_keys = jax.vmap(lambda a: jax.random.fold_in(noise_key, a))(replicas)
+            params, model_state, opt_state = jax.vmap(init_one, axis_name="replica")(keys, noise_keys)
         return TrainState(jnp.int32(0), key, params, model_state, opt_state, jnp.int32(-1))
 
     def streams(state: TrainState) -> jax.Array:
@@ -297,6 +319,5 @@ def make_train(
         return state, record
 
     metrics = metrics_fn if isinstance(metrics_fn, jax.tree_util.Partial) else jax.tree_util.Partial(metrics_fn or dict)
-    return Train(
-        (jax.tree.map(jnp.asarray, data), metrics), init, num_steps, num_evals, num_replicas, interval, solution
-    )
+    arrays, sizes = jax.tree.map(jnp.asarray, data), (num_steps, num_evals, num_replicas, batch_size)
+    return Train((arrays, metrics), init, *sizes, batches_per_update, interval, solution)

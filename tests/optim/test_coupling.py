@@ -177,7 +177,7 @@ def test_decoupled_coupling(x64, period):
     again, _ = tx.update(CURVATURE * w, state, w)
     uncoupled, _ = base.update(CURVATURE * w, base.update(CURVATURE * w, base.init(w), w)[1], w)
     assert np.allclose(again, uncoupled) == (period == 2)
-    infinite = decoupled_coupling(jnp.asarray(1e30), rate)
+    infinite = decoupled_coupling(jnp.asarray(jnp.inf), rate)
     collapsed, _ = infinite.update(free, infinite.init(w), w)
     np.testing.assert_allclose(w + collapsed, jnp.broadcast_to(q.mean(0), w.shape), rtol=1e-12)
 
@@ -242,8 +242,9 @@ def test_replicate_passes_extra_arguments_mapped_or_shared():
 
     tx = replicate(optax.GradientTransformationExtraArgs(init, update))
     w, value = jnp.zeros((3, 1)), jnp.array([1.0, 2.0, 3.0])
-    out, _ = tx.update(w, tx.init(w), w + 1, value=value, rate=10.0, grad_fn=lambda p: -p)
-    np.testing.assert_allclose(out[:, 0], 10 * value - 1)
+    for array in (value, np.asarray(value)):
+        out, _ = tx.update(w, tx.init(w), w + 1, value=array, rate=10.0, grad_fn=lambda p: -p)
+        np.testing.assert_allclose(out[:, 0], 10 * value - 1)
 
 
 def test_replicas_are_independent_starts(key):
@@ -256,6 +257,36 @@ def test_replicas_are_independent_starts(key):
     np.testing.assert_allclose(barycenter(three)["w"], three["w"].mean(0), rtol=1e-6)
     same = jax.tree.map(lambda x: jnp.stack([x[0]] * 3), three)
     np.testing.assert_array_equal(replica_distances(same), 0.0)
+
+
+def test_a_moving_centre_in_bfloat16_stays_with_resting_replicas():
+    """(1 - d) and d rounded apart would pull the centre, and then the replicas, to zero."""
+    w = jnp.broadcast_to(jnp.linspace(1.0, 2.0, 64), (2, 64)).astype(jnp.bfloat16)
+    tx = couple_replicas(1.0, center="ema", center_decay=0.99)
+    step = jax.jit(lambda state: tx.update(jnp.zeros_like(w), state, w))
+    state = tx.init(w)
+    for _ in range(20):
+        forces, state = step(state)
+    assert not bool(forces.any())
+
+
+def test_a_forgotten_axis_name_does_not_couple_the_rows_of_a_kernel():
+    layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    for tx in (couple_replicas(0.5), decoupled_coupling(0.5, 0.1), elastic_averaging(optax.sgd(0.1))):
+        with pytest.raises(ValueError, match=r"share array axis 0.*\(or give axis_name\)"):
+            tx.init(layer)
+
+
+def test_an_array_axis_must_be_static_under_inject_hyperparams():
+    w = jnp.asarray(START, jnp.float32)
+
+    def force(**options):
+        tx = optax.inject_hyperparams(couple_replicas, **options)(gamma=lambda count: 0.5)
+        return jax.jit(lambda state: tx.update(jnp.zeros_like(w), state, w)[0])(tx.init(w))
+
+    with pytest.raises(ValueError, match=r"couple_replicas: axis must be a Python integer; .*static_args"):
+        force()
+    np.testing.assert_allclose(force(static_args=("axis",)), 0.5 * (w - w.mean(0)), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

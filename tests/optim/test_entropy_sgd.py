@@ -218,12 +218,12 @@ def test_a_mask_holds_leaves_in_the_inner_loop():
 
 
 def test_data_parallel_gradients_are_averaged_in_each_inner_step():
-    tx = local_entropy_gradient(optax.sgd(0.1), num_inner=3, gamma=0.5, batch_axis_name="data")
+    tx = local_entropy_gradient(optax.sgd(0.1), num_inner=3, gamma=0.5, axis_name="data")
     shifts = jnp.array([-1.0, 3.0])
 
     def update(shift):
         w = jnp.ones(2)
-        return tx.update(w + 1, tx.init(w), w, grad_fn=lambda p, i: p + shift)[0]
+        return tx.update(w + shift, tx.init(w), w, grad_fn=lambda p, i: p + shift)[0]
 
     both = jax.vmap(update, axis_name="data")(shifts)
     alone, _ = local_entropy_grad(lambda p, i: p + 1, jnp.ones(2), None, num_inner=3, gamma=0.5)
@@ -244,6 +244,18 @@ def test_unselected_branches_leak_no_nan():
     state = state._replace(anchor=state.anchor * jnp.nan, mean=state.mean * jnp.nan)
     updates, state = tx.update(jnp.ones(5), state, jnp.ones(5))
     assert bool(jnp.isfinite(updates).all() & jnp.isfinite(state.mean).all())
+
+
+def test_the_mean_in_bfloat16_stays_with_a_resting_point():
+    """mean_decay and its complement rounded apart would turn the mean, hence the anchor, towards zero."""
+    w = jnp.linspace(1.0, 2.0, 128).astype(jnp.bfloat16)
+    tx = entropy_sgd(optax.sgd(1.0), optax.sgd(0.1), num_inner=100, gamma=1.0, mean_decay=0.99)
+
+    def step(state, _):
+        return tx.update(jnp.zeros_like(w), state, w)[1], None
+
+    state, _ = jax.jit(lambda: jax.lax.scan(step, tx.init(w), length=50))()
+    np.testing.assert_array_equal(state.mean, w)
 
 
 def test_inner_keys_go_on_when_the_inner_state_is_reset():

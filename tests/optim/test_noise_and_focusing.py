@@ -10,7 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from jflat.optim import balanced_gamma, cosine_focusing, exponential_focusing, langevin, linear_focusing
+from jflat.optim import (
+    balanced_gamma,
+    cosine_focusing,
+    exponential_focusing,
+    focusing_schedule,
+    langevin,
+    linear_focusing,
+)
 
 
 def test_stationary_variance(key):
@@ -79,7 +86,23 @@ def test_schedules_start_at_gamma0_end_at_its_multiple_and_stay(make):
     assert float(values[5]) == pytest.approx(middle, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "make"), [("exp", exponential_focusing), ("linear", linear_focusing), ("cosine", cosine_focusing)]
+)
+def test_schedules_by_name(kind, make):
+    count = jnp.arange(6)
+    np.testing.assert_array_equal(focusing_schedule(0.2, 50.0, 5, kind)(count), make(0.2, 50.0, steps=5)(count))
+
+
+def test_balanced_gamma_of_integers():
+    assert float(balanced_gamma(3.5, 2)) == 3.5
+
+
 def test_refused_input():
+    with pytest.raises(ValueError, match="focusing_schedule: steps must be given"):
+        focusing_schedule(1.0)
+    with pytest.raises(ValueError, match="kind must be one of 'exp', 'linear', 'cosine'"):
+        focusing_schedule(1.0, 2.0, 3, "quadratic")
     with pytest.raises(ValueError, match="linear_focusing: steps must be at least 1"):
         linear_focusing(1.0, steps=0)
     with pytest.raises(ValueError, match="exponential_focusing: factor must be finite"):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import chex
 import jax
@@ -28,13 +27,13 @@ def pull(updates, state, params):
     return updates + 0.3 * (params - jax.lax.pmean(params, "replica")), state
 
 
-def make(num_replicas=None, num_evals=3, data=DATA):
+def make(num_replicas=None, num_evals=3, data=DATA, batch_size=8):
     tx = optax.sgd(0.05, 0.9)
     if num_replicas:
         tx = optax.chain(optax.GradientTransformation(lambda params: optax.EmptyState(), pull), tx)
     init_fn = lambda key: jax.random.normal(key, (4,))  # noqa: E731
     return make_train(
-        loss_fn, init_fn, tx, data, num_steps=6, batch_size=8, num_evals=num_evals, num_replicas=num_replicas
+        loss_fn, init_fn, tx, data, num_steps=6, batch_size=batch_size, num_evals=num_evals, num_replicas=num_replicas
     )
 
 
@@ -67,19 +66,21 @@ def test_mesh_equals_one_device_and_stays_sharded(axes):
     assert sharded.state.params.sharding.is_equivalent_to(wanted, 3)
 
 
-def test_interrupted_by_the_user_then_resumed_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("last", [2, 6])
+def test_interrupted_by_the_user_then_resumed_bit_for_bit(tmp_path, last):
+    """Also in the last interval: an interrupt that was swallowed there would let the next run of a script start."""
     train = make(num_evals=6)
     whole = train_seeds(train, KEYS)
 
     def interrupt(done, total):
-        if done == 2:
+        if done == last:
             signal.raise_signal(signal.SIGINT)  # deferred: what is done is saved first
 
     with pytest.raises(KeyboardInterrupt):
         train_seeds(train, KEYS, directory=tmp_path, checkpoint_seconds=1e9, on_interval=interrupt)
     started_at = []
     resumed = train_seeds(train, KEYS, directory=tmp_path, on_interval=lambda done, total: started_at.append(done))
-    assert started_at[0] == 2
+    assert started_at[0] == last
     chex.assert_trees_all_equal(whole.state.params, resumed.state.params)
     chex.assert_trees_all_equal(whole.history, resumed.history)
 
@@ -88,11 +89,12 @@ def test_interrupted_by_the_user_then_resumed_bit_for_bit(tmp_path):
     "other",
     [
         lambda: {"train": make(num_evals=2)},
+        lambda: {"train": make(batch_size=4)},
         lambda: {"train": make(data=(DATA[0] + 1.0, DATA[1]))},
         lambda: {"keys": jax.random.split(jax.random.key(4), 8)},
         lambda: {"identity": "learning rate 0.1"},
     ],
-    ids=["sizes", "data", "keys", "identity"],
+    ids=["sizes", "batch", "data", "keys", "identity"],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, other):
     train_seeds(make(), KEYS, directory=tmp_path, identity="learning rate 0.05")
@@ -170,9 +172,6 @@ def test_refused(options, message):
         train_seeds(make(), options.pop("keys", KEYS), **options)
 
 
-def test_time_of_a_checkpoint_interval_is_kept(tmp_path):
-    """With a long checkpoint interval only the end is saved: a kill in between starts anew, not from a broken state."""
-    start = time.monotonic()
+def test_a_long_checkpoint_interval_saves_only_the_end(tmp_path):
     train_seeds(make(), KEYS, directory=tmp_path, checkpoint_seconds=1e9)
     assert [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()] == [3]
-    assert time.monotonic() - start < 60

@@ -126,10 +126,36 @@ def test_replicas_equal_a_naive_loop_over_replicas(key):
     assert result.history["gradient_evaluations"][-1] == 6 * replicas
 
 
-def test_one_replica_without_coupling_differs_from_none_only_in_shape(key):
-    single = jax.jit(make(num_replicas=1, replica_init="independent"))(key)
+def test_one_replica_without_coupling_is_none_but_for_shape_and_start(key):
+    """From one start, because a replica's key is folded."""
+    options = {"num_steps": 20, "batch_size": B, "num_evals": 4}
+    single, none = (
+        jax.jit(make_train(loss_fn, lambda k: jnp.ones(N), optax.sgd(0.1, 0.9), DATA, **options, num_replicas=r))(key)
+        for r in (1, None)
+    )
     assert single.state.params.shape == (1, N)
-    np.testing.assert_array_equal(single.params, single.state.params[0])
+    np.testing.assert_allclose(single.state.params[0], none.params, rtol=1e-5)
+    np.testing.assert_allclose(single.params, none.params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_replicas", [None, 2])
+def test_each_seed_and_replica_has_its_own_noise(key, num_replicas):
+    def walk(updates, state, params=None):
+        return jax.random.normal(state, updates.shape), jax.random.fold_in(state, 0)
+
+    tx = optax.GradientTransformation(lambda params: jax.random.key(7), walk)
+    train = make_train(
+        lambda w, b: 0.0 * w.sum(),
+        lambda k: jnp.zeros(N),
+        tx,
+        DATA,
+        num_steps=2,
+        batch_size=B,
+        num_replicas=num_replicas,
+    )
+    ends = jax.jit(jax.vmap(train))(jax.random.split(key, 2)).state.params.reshape(-1, N)
+    gaps = jnp.abs(ends[:, None] - ends[None]).max(-1)
+    assert float(jnp.min(gaps + jnp.eye(len(ends)))) > 1e-3
 
 
 def test_identical_initialisation_of_replicas(key):
@@ -225,6 +251,7 @@ def test_model_state_is_carried_and_re_estimated(key):
         ({"batch_size": M + 1}, "make_train: batch_size must lie in \\[1, 23\\]; got 24."),
         ({"batch_size": 0}, "batch_size must lie in"),
         ({"num_steps": 7}, "num_steps must be a multiple of num_evals = 4; got 7"),
+        ({"gradients_per_update": 0}, "gradients_per_update must be at least 1"),
         ({"num_replicas": 0}, "num_replicas must be at least 1"),
         ({"replica_init": "same"}, "replica_init must be one of 'independent', 'identical'; got 'same'"),
         ({"statistics_fn": lambda w, b: {}}, "statistics_fn needs has_model_state=True"),
