@@ -29,7 +29,8 @@ def accuracy_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> accuracy_error(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
     Array(0.5, dtype=float32)
     """
-    return jnp.mean(jnp.argmax(logits, axis=1) != labels, dtype=logits.dtype)
+    predictions = jnp.argmax(logits, axis=1)
+    return jnp.mean(predictions != jnp.asarray(labels).astype(predictions.dtype), dtype=logits.dtype)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 1.0) -> jax.Array:

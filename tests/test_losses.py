@@ -23,6 +23,8 @@ def test_accuracy_error_counts_and_is_flat():
     assert losses.accuracy_error(LOGITS, LABELS) == 0.5  # a tie goes to the first class, so sample 2 is wrong
     gradient = jax.grad(losses.accuracy_error)(LOGITS, LABELS)
     np.testing.assert_array_equal(gradient, 0)
+    for dtype in (jnp.uint8, jnp.int16):  # labels as they come from files, under strict promotion
+        assert losses.accuracy_error(LOGITS, LABELS.astype(dtype)) == 0.5
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 7.0])

@@ -4,7 +4,7 @@ Only what is known while tracing is checked (Python and NumPy numbers, shapes, d
 passes, and an algorithm answers for it with a status (`jflat.core.status`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ __all__ = [
     "require_number",
     "require_same_structure",
     "require_scalar",
+    "returning_scalar",
 ]
 
 
@@ -66,13 +67,13 @@ def require_choice(where: str, argument: str, value: Any, choices: tuple[str, ..
 
 
 def require_floating(where: str, argument: str, tree: Any) -> None:
-    """Refuse an empty pytree, and one with leaves that have no derivative (integers, booleans, keys)."""
+    """Refuse an empty pytree, and leaves that are no arrays or have no derivative (integers, booleans, keys)."""
     leaves = jax.tree.leaves_with_path(tree)
     require(len(leaves) > 0, where, argument, "must have at least one array", "an empty tree")
     for path, leaf in leaves:
         name = f"{argument}{jax.tree_util.keystr(path)}"
-        dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
-        require(jnp.issubdtype(dtype, jnp.floating), where, name, "must be a real floating-point array", dtype)
+        is_real = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        require(is_real, where, name, "must be a real floating-point array", getattr(leaf, "dtype", repr(leaf)))
 
 
 def require_same_structure(where: str, argument: str, tree: Any, like: Any) -> None:
@@ -93,3 +94,14 @@ def require_scalar(where: str, argument: str, value: Any) -> None:
     require(shapes == (), where, argument, "must return one scalar, the mean loss per sample", f"shapes {shapes}")
     dtype = jnp.result_type(value)
     require(jnp.issubdtype(dtype, jnp.floating), where, argument, "must return a real floating-point scalar", dtype)
+
+
+def returning_scalar(where: str, argument: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, with each value refused that is not one real scalar: ahead of `jax.grad`, whose error names no argument."""
+
+    def checked(*args: Any) -> Any:
+        value = fn(*args)
+        require_scalar(where, argument, value)
+        return value
+
+    return checked

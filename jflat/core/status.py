@@ -30,7 +30,7 @@ _EXPLANATIONS = {
     Status.INVARIANT_SUBSPACE: "invariant subspace: the Krylov space is exhausted; exact, but shorter than asked",
     Status.COMPLETED: "completed: every step asked for was done; the error estimates say how far to trust the result",
     Status.MAX_STEPS: "not converged: the steps were used up before the residual met the tolerance",
-    Status.STAGNATION: "stagnation: further steps no longer reduce the residual at this precision",
+    Status.STAGNATION: "stagnation: further steps bring nothing (a residual at rounding level, a sampler that stands)",
     Status.NON_FINITE: "non-finite: a NaN or an infinity came in or arose; the value must not be used",
     Status.ZERO_START: "zero start: the starting vector is zero (or its norm underflows), so no direction is defined",
     Status.INDEFINITE: "indefinite: the system is not positive (semi)definite, as this algorithm needs",

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflat.core import tree
 
-__all__ = ["combine", "orthogonalise"]
+__all__ = ["combine", "orthogonalise", "safe_norm"]
 
 PyTree = Any
 
@@ -53,3 +54,23 @@ def combine(coefficients: jax.Array, rows: PyTree) -> PyTree:
         return out.astype(x.dtype)
 
     return jax.tree.map(one, rows)
+
+
+def safe_norm(v: PyTree) -> jax.Array:
+    """|v|, to rounding also where the squares of its entries underflow or overflow; not to be differentiated.
+
+    Curvatures of 1e-20 are ordinary (a fitted softmax has them), and their squares are zero in float32: the plain norm
+    would call every Krylov space closed and every residual zero. Then, and only then, v is scaled by a power of two.
+    """
+    square = tree.squared_norm(v)
+    info = np.finfo(square.dtype)
+    is_safe = (square > info.tiny / info.eps**2) & (square < np.inf)
+
+    def rescaled() -> jax.Array:
+        sizes = [jnp.max(jnp.abs(leaf), initial=0).astype(square.dtype) for leaf in jax.tree.leaves(v)]
+        largest = jnp.max(jnp.stack(sizes))
+        exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
+        exponent = jnp.clip(exponent, info.minexp + 8, info.maxexp - 8)
+        return jnp.ldexp(tree.norm(tree.scale(jnp.ldexp(jnp.ones_like(square), -exponent), v)), exponent)
+
+    return jax.lax.cond(is_safe, lambda: jnp.sqrt(square), rescaled)

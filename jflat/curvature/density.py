@@ -56,8 +56,9 @@ def spectral_density(
     Raises:
       ValueError: if `num_steps` or `num_probes` is out of range.
 
-    Accuracy: moments up to order 2m - 1 are unbiased, with relative error of order 1/sqrt(n P). A single eigenvalue
-    carries the weight 1/P, known to a factor of order one per probe: read outliers from `eigenpairs`.
+    Accuracy: moments mu_k = (1/P) tr A^k up to order 2m - 1 are unbiased, with relative standard error
+    sqrt(2 (mu_2k / mu_k^2 - 1) / (n (P + 2))): 1/sqrt(n P) for a broad spectrum, 1/sqrt(n r) for r outliers. A
+    single eigenvalue carries the weight 1/P, known to a factor of order one per probe: read outliers from `eigenpairs`.
 
     Cost: n m products, the probes one after the other, in the memory of one Lanczos run (m P numbers).
 
@@ -71,7 +72,8 @@ def spectral_density(
     Array([3., 3.], dtype=float32)
     """
     bound = f"must lie in [1, {operator.size}], the size of the space"
-    check.require(1 <= num_steps <= operator.size, "spectral_density", "num_steps", bound, num_steps)
+    check.require_integer("spectral_density", "num_steps", num_steps, 1)
+    check.require(num_steps <= operator.size, "spectral_density", "num_steps", bound, num_steps)
     check.require_integer("spectral_density", "num_probes", num_probes, 2)
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import LinearOperator, Status, check, succeeded, tree
-from jflat.curvature.basis import combine, orthogonalise
+from jflat.curvature.basis import combine, orthogonalise, safe_norm
 from jflat.curvature.lanczos import LanczosState, lanczos_init, lanczos_step
 
 __all__ = ["EigenResult", "eigenpairs"]
@@ -44,7 +44,8 @@ class EigenResult(NamedTuple):
     num_matvecs: jax.Array
     """int32: products with the operator, those for the residuals included."""
     status: jax.Array
-    """int32: CONVERGED (every residual meets the tolerance), MAX_STEPS (restarts used up), STAGNATION (rounding keeps
+    """int32: CONVERGED (every residual meets the tolerance), MAX_STEPS (restarts used up before that, or before a
+    further sweep confirmed the values where the Krylov space closed), STAGNATION (rounding keeps
     a residual above the tolerance) or NON_FINITE."""
 
 
@@ -146,13 +147,14 @@ def eigenpairs(
 
     arrow = jnp.zeros(len(places), state.scale.dtype)
     start = _Carry(state, arrow, jnp.zeros((), jnp.int32), closed=jnp.zeros((), bool), is_done=jnp.zeros((), bool))
-    state, _, sweeps, _, is_done = jax.lax.while_loop(goes_on, sweep, start)
+    state, _, sweeps, closed, is_done = jax.lax.while_loop(goes_on, sweep, start)
 
     values = state.diagonal[:total]
     vectors = jax.tree.map(lambda rows: rows[:total], state.basis)
     residuals = jax.lax.map(lambda pair: _residual(operator, *pair), (values, vectors))
     finite = succeeded(state.status) & jnp.all(jnp.isfinite(residuals))
-    is_met = jnp.all(residuals <= tolerance * state.scale)
+    is_confirmed = is_done | ~closed | (kept == 0)
+    is_met = jnp.all(residuals <= tolerance * state.scale) & is_confirmed
     otherwise = jnp.where(is_done | (kept == 0), Status.STAGNATION, Status.MAX_STEPS)
     status = jnp.where(finite, jnp.where(is_met, Status.CONVERGED, otherwise), Status.NON_FINITE).astype(jnp.int32)
     values = jnp.where(finite, values, jnp.nan)
@@ -207,7 +209,7 @@ def _leave_invariant_subspace(key: jax.Array, state: LanczosState) -> LanczosSta
     def fresh() -> tuple[PyTree, jax.Array]:
         v = tree.random_normal(key, state.residual)
         v = jax.lax.fori_loop(0, 2, lambda _, v: orthogonalise(state.basis, v, state.step), v)
-        return v, tree.norm(v)
+        return v, safe_norm(v)
 
     residual, norm = jax.lax.cond(is_closed, fresh, lambda: (state.residual, state.residual_norm))
     last = state.off_diagonal[state.step - 1]
@@ -221,4 +223,4 @@ def _leave_invariant_subspace(key: jax.Array, state: LanczosState) -> LanczosSta
 
 
 def _residual(operator: LinearOperator, value: jax.Array, vector: PyTree) -> jax.Array:
-    return tree.norm(tree.add_scaled(operator.matvec(vector), -value, vector))
+    return safe_norm(tree.add_scaled(operator.matvec(vector), -value, vector))

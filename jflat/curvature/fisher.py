@@ -90,7 +90,7 @@ def _check_categorical(outputs: PyTree, targets: PyTree) -> None:
     shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
     is_matrix = len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(outputs, jax.ShapeDtypeStruct)
     check.require(is_matrix, "fisher", "model_fn", 'must return logits (B, C) for "categorical"', f"shapes {shapes}")
-    kinds = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(targets)]
+    kinds = [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(targets)]
     is_labels = len(kinds) == 1 and kinds[0][0] == shapes[0][:1] and "int" in kinds[0][1]
     check.require(is_labels, "fisher", "targets", 'must be integers (B,) for "categorical"', kinds)
 

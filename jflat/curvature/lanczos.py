@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import LinearOperator, Status, check, tree
-from jflat.curvature.basis import orthogonalise
+from jflat.curvature.basis import orthogonalise, safe_norm
 
 __all__ = [
     "LanczosResult",
@@ -118,9 +118,9 @@ def lanczos(operator: LinearOperator, v0: PyTree, *, num_steps: int, reorthogona
       ValueError: if `num_steps` or `reorthogonalise` is out of range, or `v0` is not of the operator's structure.
 
     Edge cases: a residual below 10 eps |A| ends the run with INVARIANT_SUBSPACE, a success: T is then exact on a
-    shorter space, and everything beyond is zero. A zero start (or one whose square underflows) and NaN or infinity
-    anywhere end it with ZERO_START and NON_FINITE; rows and coefficients before the failing step are kept, the residual
-    may be NaN.
+    shorter space, and everything beyond is zero. A zero start and NaN or infinity anywhere end it with ZERO_START and
+    NON_FINITE; rows and coefficients before the failing step are kept, the residual may be NaN. Lengths are safe where
+    squares underflow or overflow: operators from 1e-30 to 1e30 are treated alike in float32.
 
     Cost: m products (also where the run ends early, since a compiled loop has a fixed length), 2 m^2 P flops for "full"
     and m P + 4 P numbers of memory. The compiled program does not grow with m.
@@ -147,7 +147,7 @@ def lanczos_init(operator: LinearOperator, v0: PyTree, *, num_steps: int) -> Lan
     check.require_integer("lanczos", "num_steps", num_steps, 1)
     check.require(num_steps <= operator.size, "lanczos", "num_steps", bound, num_steps)
     check.require_same_structure("lanczos", "v0", v0, operator.structure)
-    norm = tree.norm(v0)
+    norm = safe_norm(v0)
     started = jnp.where(norm > 0, Status.COMPLETED, Status.ZERO_START)
     zeros = jnp.zeros(num_steps, norm.dtype)
     return LanczosState(
@@ -174,7 +174,7 @@ def lanczos_step(operator: LinearOperator, state: LanczosState, *, reorthogonali
     w = tree.add_scaled(w, -alpha, q)
     if reorthogonalise == "full":
         w = orthogonalise(basis, w, state.step + 1)
-    beta = tree.norm(w)
+    beta = safe_norm(w)
     finite = jnp.isfinite(alpha) & jnp.isfinite(beta)
     counts = active & finite
     scale = jnp.where(counts, jnp.maximum(state.scale, jnp.maximum(jnp.abs(alpha), beta)), state.scale)

@@ -25,11 +25,10 @@ Linearise = Callable[[PyTree, PyTree], Callable[[PyTree], PyTree]]
 
 
 def one_batch(batches: PyTree | Batches) -> PyTree:
-    """The shapes and dtypes of one (full) batch: a tree of `jax.ShapeDtypeStruct`."""
-    shapes = tree.structure_of(batches)
-    if not isinstance(shapes, Batches):
-        return shapes
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.full)
+    """One (full) batch for `jax.eval_shape`: the batch itself, or the shapes and dtypes of those of a `Batches`."""
+    if not isinstance(batches, Batches):
+        return batches
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree.structure_of(batches.full))
 
 
 def operator_over_batches(linearise: Linearise, params: PyTree, batches: PyTree | Batches) -> LinearOperator:

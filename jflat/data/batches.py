@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflat.core import check, tree
 
@@ -65,18 +66,31 @@ def mean_over_batches(fn: Callable[[PyTree], PyTree], batches: PyTree | Batches)
       batches: one batch (any pytree that is not a `Batches`: then this is `fn(batches)`), or a `Batches`.
 
     Returns:
-      sum_b (B_b / M) fn(batch_b), same tree as fn's value. `fn` is traced once for the full batches, once for the last.
+      sum_b (B_b / M) fn(batch_b), same tree as fn's value, accumulated in at least float32 (a sum in bfloat16 stands
+      still after some hundred batches). `fn` is traced twice for the full batches (once for its shape), once for the
+      last.
+
+    Raises:
+      ValueError: if `fn` over a `Batches` returns leaves that are not real floating-point: they have no mean in their
+        own dtype.
+
+    >>> float(mean_over_batches(jnp.mean, split_batches(jnp.arange(5.0), 2)))
+    2.0
     """
     if not isinstance(batches, Batches):
         return fn(batches)
     total = num_samples(batches)
     shape = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], batches.full))
+    for leaf in jax.tree.leaves(shape):
+        is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        check.require(is_real, "mean_over_batches", "fn", "must return real floating-point arrays", leaf.dtype)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, np.promote_types(x.dtype, np.float32)), shape)
     share = jax.tree.leaves(batches.full)[0].shape[1] / total
 
     def step(accumulated: PyTree, batch: PyTree) -> tuple[PyTree, None]:
         return tree.add_scaled(accumulated, share, fn(batch)), None
 
-    mean, _ = jax.lax.scan(step, tree.zeros_like(shape), batches.full)
+    mean, _ = jax.lax.scan(step, start, batches.full)
     if batches.last is not None:
         mean = tree.add_scaled(mean, num_samples(batches.last) / total, fn(batches.last))
-    return mean
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), mean, shape)

@@ -24,6 +24,9 @@ unit. A measure that changes under it says nothing about the function by its val
 
 None is invariant to shifts of the parameters; a batch norm's scale makes the weights before it free of scale, which
 multiplicative and filter noise and the adaptive ball follow, and the others do not.
+
+Measure at float32 parameters or wider: bfloat16 ones are displaced on a grid of 2^-8 of each weight, as coarse as a
+usual window or ball, which then flattens or sharpens what is reported; no error estimate sees it.
 """
 
 from jflat.flatness.card import FlatnessCard, flatness_card, summary

@@ -121,8 +121,10 @@ def flatness_card(
     check.require_floating("flatness_card", "params", params)
     energy_key, hessian_key, entropy_key = jax.random.split(key, 3)
 
+    checked_loss_fn = check.returning_scalar("flatness_card", "loss_fn", loss_fn)
+
     def per_batch(batch: PyTree) -> tuple[jax.Array, PyTree]:
-        return jax.value_and_grad(loss_fn)(params, batch)
+        return jax.value_and_grad(checked_loss_fn)(params, batch)
 
     loss, gradient = mean_over_batches(per_batch, batches)
     energy = local_energy(

@@ -85,12 +85,7 @@ def hessian_summary(
     eigen_key, trace_key = jax.random.split(key)
     top = eigenpairs(operator, eigen_key, num=1, tolerance=tolerance, max_restarts=max_restarts)
     total = trace(operator, trace_key, num_probes=num_probes)
-    return HessianSummary(
-        top_eigenvalue=top.values[0],
-        top_residual=top.residuals[0],
-        trace=total.value,
-        trace_stderr=total.stderr,
-        trace_per_parameter=total.value / operator.size,
-        num_matvecs=top.num_matvecs + total.num_matvecs,
-        status=jnp.where(tree.all_finite(params), jnp.maximum(top.status, total.status), Status.NON_FINITE),
-    )
+    status = jnp.where(tree.all_finite(params), jnp.maximum(top.status, total.status), Status.NON_FINITE)
+    numbers = (top.values[0], top.residuals[0], total.value, total.stderr, total.value / operator.size)
+    known = (jnp.where(status == Status.NON_FINITE, jnp.nan, x) for x in numbers)
+    return HessianSummary(*known, top.num_matvecs + total.num_matvecs, status)

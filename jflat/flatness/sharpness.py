@@ -101,8 +101,8 @@ def sharpness(
 
     Accuracy and edge cases: a local maximum (global on a convex quadratic unless the gradient is orthogonal to the top
     eigenvector, and even then rounding finds it). The error on a quadratic falls by (lambda_2 / lambda_1)^2 per
-    step. Where the gradient at w is exactly zero the ascent starts in a fixed generic direction. A loss that rises
-    nowhere gives 0, CONVERGED.
+    step. Where the gradient at w is exactly zero the ascent starts with a step in a fixed generic direction, uphill or
+    not: a saddle point is left. A loss that rises nowhere gives 0.
 
     Cost: num_steps + 1 gradient evaluations over the data; five copies of the parameters.
 
@@ -120,6 +120,7 @@ def sharpness(
     check.require_number(where, "eta", eta, 0.0)
     check.require_number(where, "tolerance", tolerance, 0.0, exclusive=True)
     check.require_integer(where, "max_steps", max_steps, 1)
+    loss_fn = check.returning_scalar(where, "loss_fn", loss_fn)
     units = jax.tree.map(lambda w: jnp.abs(w) + tree.cast_like(eta, w) if is_adaptive else jnp.ones_like(w), params)
     units = tree.scale(rho, units)
 
@@ -133,7 +134,6 @@ def sharpness(
 
     zero = tree.zeros_like(params)
     reference, gradient = loss_and_gradient(zero)
-    check.require_scalar(where, "loss_fn", reference)
     slope = tree.norm(gradient)
     rounding = 4 * float(jnp.finfo(reference.dtype).eps)
 
@@ -145,7 +145,7 @@ def sharpness(
         is_finite = jnp.isfinite(loss) & tree.all_finite(gradient)
         promised = tree.inner(carry.gradient, tree.subtract(trial, carry.point)).astype(loss.dtype)
         rises = loss - carry.loss >= _SUFFICIENT * promised - rounding * jnp.abs(carry.loss)
-        accepted = rises & is_finite
+        accepted = (rises | ((carry.step == 0) & (norm == 0))) & is_finite
         longer, shorter = jnp.minimum(2 * carry.length, _LONGEST), carry.length / 4
         return _Carry(
             point=tree.where(accepted, trial, carry.point),
@@ -176,8 +176,12 @@ def sharpness(
     residual = _residual(last)
     stopped = jnp.where(last.length > _SHORTEST, Status.MAX_STEPS, Status.STAGNATION)
     status = jnp.where(last.is_finite, jnp.where(residual <= tolerance, Status.CONVERGED, stopped), Status.NON_FINITE)
-    value, sam_value = (jnp.where(last.is_finite, x - reference, jnp.nan) for x in (last.loss, last.sam_loss))
-    return SharpnessResult(value, sam_value, displaced(last.point), residual, last.step, status.astype(jnp.int32))
+    # Below the reference only where the generic direction was taken downhill and nothing higher was found.
+    is_above = ~(last.loss < reference)
+    best = jnp.where(is_above, last.loss, reference)
+    value, sam_value = (jnp.where(last.is_finite, x - reference, jnp.nan) for x in (best, last.sam_loss))
+    perturbation = displaced(tree.where(is_above, last.point, zero))
+    return SharpnessResult(value, sam_value, perturbation, residual, last.step, status.astype(jnp.int32))
 
 
 def _residual(carry: _Carry) -> jax.Array:

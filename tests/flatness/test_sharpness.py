@@ -93,6 +93,13 @@ def test_at_an_exact_minimum_the_curvature_is_found_though_sam_sees_nothing(x64)
     assert result.sam_value == 0
 
 
+def test_an_exact_saddle_point_is_left_even_where_the_first_direction_falls():
+    data = (jnp.zeros(2), jnp.diag(jnp.array([1.0, -100.0])))
+    result = measure(jnp.zeros(2), data, 0.1)
+    np.testing.assert_allclose(result.value, 0.5 * 0.1**2, rtol=1e-4)
+    assert int(result.status) == Status.CONVERGED
+
+
 def test_a_flat_loss_and_a_maximum_have_sharpness_zero():
     for data in ((jnp.zeros(3), jnp.zeros((3, 3))), (jnp.zeros(3), -jnp.eye(3))):
         result = measure(jnp.zeros(3), data, 0.1)
@@ -152,7 +159,16 @@ def test_hessian_summary_of_a_quadratic(key):
     assert 0 < result.trace_stderr < 0.7
     np.testing.assert_allclose(result.trace_per_parameter, result.trace / 5)
     assert int(result.status) == Status.COMPLETED
-    assert int(run(jnp.full(5, jnp.nan)).status) == Status.NON_FINITE
+    failed = run(jnp.full(5, jnp.nan))  # the Hessian of a quadratic does not see where it is taken
+    assert int(failed.status) == Status.NON_FINITE
+    assert np.all(np.isnan([failed.top_eigenvalue, failed.trace, failed.trace_stderr]))
+
+
+def test_losses_of_samples_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"sharpness: loss_fn must return one scalar.*shapes \(3,\)"):
+        sharpness(lambda w, _: w**2, jnp.ones(3), None, rho=0.1)
+    with pytest.raises(ValueError, match=r"sharpness: params must be a real floating-point array; got 1\.0"):
+        sharpness(lambda w, _: w**2, 1.0, None, rho=0.1)
 
 
 @pytest.mark.parametrize(
