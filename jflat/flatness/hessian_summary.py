@@ -86,6 +86,16 @@ def hessian_summary(
     top = eigenpairs(operator, eigen_key, num=1, tolerance=tolerance, max_restarts=max_restarts)
     total = trace(operator, trace_key, num_probes=num_probes)
     status = jnp.where(tree.all_finite(params), jnp.maximum(top.status, total.status), Status.NON_FINITE)
-    numbers = (top.values[0], top.residuals[0], total.value, total.stderr, total.value / operator.size)
-    known = (jnp.where(status == Status.NON_FINITE, jnp.nan, x) for x in numbers)
-    return HessianSummary(*known, top.num_matvecs + total.num_matvecs, status)
+
+    def known(number: jax.Array) -> jax.Array:
+        return jnp.where(status == Status.NON_FINITE, jnp.nan, number)
+
+    return HessianSummary(
+        top_eigenvalue=known(top.values[0]),
+        top_residual=known(top.residuals[0]),
+        trace=known(total.value),
+        trace_stderr=known(total.stderr),
+        trace_per_parameter=known(total.value / operator.size),
+        num_matvecs=top.num_matvecs + total.num_matvecs,
+        status=status,
+    )
