@@ -58,7 +58,8 @@ def _sharpness_aware(
         length = tree.norm(grads)
         is_zero = length == 0
         radius = value_at(rho, count, params).astype(length.dtype)
-        direction = tree.scale(jnp.where(is_zero, 0, radius / jnp.where(is_zero, 1, length)), grads)
+        factor = jnp.where(is_zero, 0, radius / jnp.where(is_zero, 1, length))  # may overflow float16: multiply wide
+        direction = jax.tree.map(lambda g: (factor * g.astype(factor.dtype)).astype(g.dtype), grads)
         return direction if scales is None else jax.tree.map(jnp.multiply, scales, direction)
 
     def init(params: PyTree) -> SharpnessAwareState:

@@ -121,6 +121,12 @@ def test_zero_gradient_gives_no_nan_and_no_perturbation():
         assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(got))
 
 
+def test_small_gradients_in_float16_do_not_overflow():
+    params = jnp.ones(3, jnp.float16)
+    got = perturbation(sharpness_aware_gradient(rho=0.5), params, lambda p: jnp.sum(p) * jnp.float16(1e-6))
+    np.testing.assert_allclose(got.astype(jnp.float32), 0.5 / 3**0.5, rtol=4e-3)  # roundings of 2^-10 at 1.3
+
+
 def test_extra_arguments_pass_through_to_the_base():
     def update(updates, state, params=None, *, value, **extra_args):
         return jax.tree.map(lambda u: value * u, updates), state
