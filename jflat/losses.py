@@ -17,20 +17,27 @@ PyTree = Any
 
 
 def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Delta_i = z_{i, y_i} - max_{c != y_i} z_{i, c}, shape (B,): positive where sample i is classified correctly."""
+    """Delta_i = z_{i, y_i} - max_{c != y_i} z_{i, c}, shape (B,): positive where sample i is classified correctly.
+
+    Raises:
+      ValueError: with fewer than two classes, where there is no margin.
+    """
+    rule = "must have shape (B, C) with C >= 2"
+    check.require(logits.ndim == 2 and logits.shape[1] >= 2, "margins", "logits", rule, logits.shape)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     is_own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     return own - jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=1)
 
 
 def accuracy_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """E = (1/B) sum_i [argmax_c z_ic != y_i], the error rate in [0, 1]; no gradient.
+    """E = (1/B) sum_i [argmax_c z_ic != y_i], the error rate in [0, 1]; no gradient; NaN if a logit is NaN.
 
     >>> accuracy_error(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
     Array(0.5, dtype=float32)
     """
     predictions = jnp.argmax(logits, axis=1)
-    return jnp.mean(predictions != jnp.asarray(labels).astype(predictions.dtype), dtype=logits.dtype)
+    error = jnp.mean(predictions != jnp.asarray(labels).astype(predictions.dtype), dtype=logits.dtype)
+    return jnp.where(jnp.any(jnp.isnan(logits)), jnp.nan, error)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 1.0) -> jax.Array:

@@ -107,6 +107,12 @@ def test_gamma_is_a_number_above_zero_or_traced():
     np.testing.assert_allclose(many[1], losses.cross_entropy(LOGITS, LABELS, gamma=2.0), rtol=1e-6)
 
 
+def test_a_nan_logit_is_no_class_and_one_class_has_no_margin():
+    assert np.isnan(losses.accuracy_error(LOGITS.at[1, 0].set(jnp.nan), LABELS))
+    with pytest.raises(ValueError, match=r"margins: logits must have shape \(B, C\) with C >= 2; got \(4, 1\)"):
+        losses.hinge(LOGITS[:, :1], jnp.zeros(4, jnp.int32))
+
+
 def test_on_model_makes_a_loss_for_the_rest_of_the_library(key):
     model = mlp((3,), (), num_classes=3)
     params, state = model.init(key)

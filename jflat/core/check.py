@@ -48,17 +48,32 @@ def require_integer(where: str, argument: str, value: Any, minimum: int, maximum
 
 
 def require_number(
-    where: str, argument: str, value: Any, minimum: float = -np.inf, maximum: float = np.inf, *, exclusive: bool = False
+    where: str,
+    argument: str,
+    value: Any,
+    minimum: float = -np.inf,
+    maximum: float = np.inf,
+    *,
+    exclusive: bool = False,
+    finite: bool = True,
 ) -> None:
-    """Refuse a host number that is not finite or lies outside `[minimum, maximum]` (open interval if `exclusive`)."""
-    if isinstance(value, jax.Array) or callable(value):
+    """Refuse a number outside `[minimum, maximum]` (open interval if `exclusive`), NaN, and infinity if `finite`.
+
+    Traced scalars, arrays and schedules (callables) pass.
+    """
+    if callable(value) or (isinstance(value, jax.Array) and value.ndim > 0):
         return
+    if isinstance(value, jax.Array):
+        try:
+            value = value.item()
+        except jax.errors.ConcretizationTypeError:
+            return
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     require(is_number, where, argument, "must be a number", repr(value))
     inside = minimum < value < maximum if exclusive else minimum <= value <= maximum
     left, right = ("(", ")") if exclusive else ("[", "]")
-    rule = f"must be finite and lie in {left}{minimum:g}, {maximum:g}{right}"
-    require(bool(np.isfinite(value)) and inside, where, argument, rule, value)
+    rule = f"must {'be finite and ' if finite else ''}lie in {left}{minimum:g}, {maximum:g}{right}"
+    require(inside and (not finite or bool(np.isfinite(value))), where, argument, rule, value)
 
 
 def require_choice(where: str, argument: str, value: Any, choices: tuple[str, ...] | Mapping[str, Any]) -> None:

@@ -72,7 +72,8 @@ class LocalEntropyResult(NamedTuple):
     gradient: PyTree
     """grad F = gamma (w - <w'>), like the parameters."""
     gradient_stderr: jax.Array
-    """(): the expected length of the error of `gradient`, sqrt(sum of its entries' squared standard errors)."""
+    """(): the expected length of the error of `gradient`, sqrt(sum of its entries' squared standard errors). The
+    mixture is fitted on the same chains: with P (C - 1) below about 10, parameters times chains, it is too small."""
     squared_distance: jax.Array
     """(): <|w' - w|^2> at s = 1; P/(beta gamma) for a constant loss, less where the loss confines."""
     couplings: jax.Array
@@ -178,6 +179,7 @@ def local_entropy(
     check.require_scalar(where, "loss_fn", loss_type)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves((loss_type, params))]
     dtype = functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+    wide = jax.tree.map(lambda w: w.astype(dtype), params)  # chains move in at least float32
     gamma, beta = jnp.asarray(gamma, dtype), jnp.asarray(beta, dtype)
     width = 1 / jnp.sqrt(beta * gamma)
     largest = jnp.log(jnp.asarray(np.pi / 2 / num_leapfrog, dtype))
@@ -187,15 +189,15 @@ def local_entropy(
     weights = jnp.asarray(3 * nodes**2 * legendre_weights / 2, dtype)
 
     def loss_and_gradient(point: PyTree) -> tuple[jax.Array, PyTree]:
-        at = tree.add(params, point)
+        at = jax.tree.map(lambda w, origin, x: (origin + x).astype(w.dtype), params, wide, point)
         loss, gradient = mean_over_batches(lambda batch: jax.value_and_grad(loss_fn)(at, batch), batches)
-        return loss.astype(dtype), gradient
+        return loss.astype(dtype), jax.tree.map(lambda g: g.astype(dtype), gradient)
 
     def step(s: jax.Array, carry: tuple[_Chain, _Sums], inputs: tuple[jax.Array, jax.Array]) -> tuple:
         chain, sums = carry
         index, key = inputs
         momentum_key, jitter_key, test_key = jax.random.split(key, 3)
-        momentum = tree.scale(width, tree.random_normal(momentum_key, params))
+        momentum = tree.scale(width, tree.random_normal(momentum_key, wide))
         angle = jnp.exp(chain.log_angle) * jax.random.uniform(jitter_key, (), dtype, 1 - _JITTER, 1 + _JITTER)
         proposal, growth = _propose(loss_and_gradient, chain, momentum, angle, num_leapfrog, s / gamma)
         log_ratio = beta * (s * (chain.loss - proposal.loss) - gamma / 2 * growth)
@@ -221,7 +223,7 @@ def local_entropy(
         chain, _ = carry
         s, key = inputs
         zero = jnp.zeros((), dtype)
-        sums = _Sums(jnp.zeros(2, dtype), zero, tree.zeros_like(params), tree.zeros_like(params), zero)
+        sums = _Sums(jnp.zeros(2, dtype), zero, tree.zeros_like(wide), tree.zeros_like(wide), zero)
         indices = jnp.arange(burn_in + num_steps, dtype=jnp.int32)
         keys = jax.random.split(key, indices.size)
         (chain, sums), _ = jax.lax.scan(lambda c, i: step(s, c, i), (chain, sums), (indices, keys))
@@ -238,7 +240,7 @@ def local_entropy(
 
     def run_chain(key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
         start_key, key = jax.random.split(key)
-        point = tree.scale(width, tree.random_normal(start_key, params))
+        point = tree.scale(width, tree.random_normal(start_key, wide))
         chain = _Chain(point, *loss_and_gradient(point), largest)
         keys = jax.random.split(key, couplings.size)
         (_, forces), numbers = jax.lax.scan(stage, (chain, (point, point)), (couplings, keys))
@@ -254,18 +256,22 @@ def local_entropy(
     finite = tree.all_finite((params, forces)) & jnp.isfinite(value) & jnp.isfinite(energies[-1])
     moves = jnp.min(acceptance) >= _LEAST_ACCEPTANCE
     status = jnp.where(finite, jnp.where(moves, Status.COMPLETED, Status.STAGNATION), Status.NON_FINITE)
+
+    def known(x: jax.Array) -> jax.Array:
+        return jnp.where(finite, x, jnp.nan)
+
     return LocalEntropyResult(
-        value=jnp.where(finite, value, jnp.nan),
-        stderr=jnp.where(finite, stderr, jnp.nan),
-        gradient=gradient,
-        gradient_stderr=gradient_stderr.astype(dtype),
-        squared_distance=jnp.mean(chains["squared_distance"][:, -1]),
+        value=known(value),
+        stderr=known(stderr),
+        gradient=jax.tree.map(lambda g, w: known(g).astype(w.dtype), gradient, params),
+        gradient_stderr=known(gradient_stderr.astype(dtype)),
+        squared_distance=known(jnp.mean(chains["squared_distance"][:, -1])),
         couplings=couplings,
-        energies=energies,
-        energies_stderr=energies_stderr,
+        energies=known(energies),
+        energies_stderr=known(energies_stderr),
         acceptance=acceptance,
         step_size=jnp.mean(chains["step_size"], axis=0),
-        drift=by_halves[1] - by_halves[0],
+        drift=known(by_halves[1] - by_halves[0]),
         num_gradients=num_chains * (couplings.size * (burn_in + num_steps) * num_leapfrog + 1),
         status=status.astype(jnp.int32),
     )

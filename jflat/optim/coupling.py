@@ -55,7 +55,7 @@ class CouplingState(NamedTuple):
 
 
 class Force(NamedTuple):
-    """gamma_t, given or balanced, with its axis: what both couplings share. Arguments as in `couple_replicas`."""
+    """gamma_t, given or balanced, with its axis: what both couplings share. An implicit one may be infinite."""
 
     where: str
     gamma: ScalarOrSchedule | Literal["balanced"]
@@ -63,6 +63,7 @@ class Force(NamedTuple):
     total_steps: int | jax.Array | None
     axis_name: AxisName | None
     axis: int
+    is_implicit: bool = False
 
     def check(self) -> None:
         """Refuse what is visibly wrong."""
@@ -73,7 +74,7 @@ class Force(NamedTuple):
             check.require(self.total_steps is not None, self.where, "total_steps", rule, None)
             check.require_integer(self.where, "total_steps", self.total_steps, 1)
         else:
-            check.require_number(self.where, "gamma", self.gamma, 0.0)
+            check.require_number(self.where, "gamma", self.gamma, 0.0, finite=not self.is_implicit)
             rule = "belongs to gamma='balanced'; give a schedule of jflat.optim.focusing instead"
             check.require(self.total_steps is None, self.where, "total_steps", rule, self.total_steps)
 

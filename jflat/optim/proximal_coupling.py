@@ -46,7 +46,7 @@ def decoupled_coupling(
     """Pull finished updates together: u_a <- u_a - s/(1 + s) (q_a - qbar), q = w + u, s = eta gamma. Place it last.
 
     Args:
-      gamma, axis_name, axis, growth, total_steps: as in `couple_replicas`.
+      gamma, axis_name, axis, growth, total_steps: as in `couple_replicas`; gamma may be infinite.
       learning_rate: eta, at least 0, usually that of the optimiser before it; a number or a schedule of the calls.
       period: pull at each `period`-th call only (call 0 first), with s multiplied by `period`.
 
@@ -68,7 +68,7 @@ def decoupled_coupling(
     """
     where = "decoupled_coupling"
     axis = static_axis(where, axis_name, axis)
-    force = Force(where, gamma, growth, total_steps, axis_name, axis)
+    force = Force(where, gamma, growth, total_steps, axis_name, axis, is_implicit=True)
     force.check()
     check.require_number(where, "learning_rate", learning_rate, 0.0)
     check.require_integer(where, "period", period, 1)

@@ -16,6 +16,7 @@ from typing import Literal
 import jax
 import optax
 
+from jflat.core import check
 from jflat.optim.coupling import couple_replicas
 from jflat.optim.entropic_sgd import entropy_sgd
 from jflat.optim.hyperparameters import ScalarOrSchedule
@@ -90,6 +91,6 @@ def parle(
     )
     if not is_stacked:
         return tx
-    if not isinstance(axis_name, str):
-        raise ValueError(f"parle: axis_name must be one name when is_stacked; got {axis_name!r}.")
-    return replicate(tx, axis_name=axis_name)
+    rule = "must be one name when is_stacked"
+    check.require(isinstance(axis_name, str), "parle", "axis_name", rule, repr(axis_name))
+    return replicate(tx, axis_name=str(axis_name))

@@ -64,7 +64,7 @@ class TrainResult(NamedTuple):
     state: TrainState
     history: History
     """Arrays (num_evals, ...): step, train_loss (mean over the interval), gradient_evaluations, the metrics, and for
-    replicas replica_distance, (1/R) sum_a |w_a - wbar|^2."""
+    replicas replica_distance, (1/R) sum_a |w_a - wbar|^2 of the parameters to evaluate."""
 
     @property
     def failed_step(self) -> jax.Array:
@@ -285,18 +285,22 @@ def make_train(
         old = (state.params, state.model_state, state.opt_state)
         value, *new = update(data, *old, indices)
         value = jnp.mean(value)
-        finite = jnp.isfinite(value) & tree.all_finite(new[0])
+        finite = jnp.isfinite(value) & tree.all_finite(tuple(new[:2]))
         alive = finite & (state.failed_step < 0)
         failed_step = jnp.where((state.failed_step < 0) & ~finite, state.step, state.failed_step)
         params, model_state, opt_state = tree.where(alive, tuple(new), old)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state, failed_step)
         return new_state, jnp.where(alive, value, jnp.nan)
 
+    def judged(state: TrainState) -> PyTree:
+        """The parameters to evaluate, of each replica."""
+        if eval_params_fn is None:
+            return state.params
+        evaluate = eval_params_fn if num_replicas is None else jax.vmap(eval_params_fn)
+        return evaluate(state.opt_state, state.params)
+
     def solution(arrays: PyTree, state: TrainState) -> tuple[PyTree, PyTree]:
-        params, model_state = state.params, state.model_state
-        if eval_params_fn is not None:
-            evaluate = eval_params_fn if num_replicas is None else jax.vmap(eval_params_fn)
-            params = evaluate(state.opt_state, params)
+        params, model_state = judged(state), state.model_state
         if num_replicas is not None:
             params, model_state = jax.tree.map(lambda x: jnp.mean(x, axis=0), (params, model_state))
         if statistics_fn is not None:
@@ -311,7 +315,7 @@ def make_train(
             "gradient_evaluations": state.step * gradients * (num_replicas or 1),
         }
         if num_replicas is not None:
-            deviation = jax.tree.map(lambda x: x - jnp.mean(x, axis=0), state.params)
+            deviation = jax.tree.map(lambda x: x - jnp.mean(x, axis=0), judged(state))
             record["replica_distance"] = tree.squared_norm(deviation) / num_replicas
         if metrics_fn is not None:
             params, model_state = solution(arrays, state)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ def test_only_the_host_raises_and_only_on_failure():
         (lambda: check.require_integer("f", "n", jnp.zeros(2), 1), "f: n must be an integer scalar; got float32"),
         (lambda: check.require_number("f", "x", "1", 0), "f: x must be a number; got '1'."),
         (lambda: check.require_number("f", "x", np.nan), "f: x must be finite"),
+        (lambda: check.require_number("f", "x", np.nan, finite=False), r"f: x must lie in \[-inf, inf\]; got nan."),
         (lambda: check.require_number("f", "x", 0.0, 0, exclusive=True), r"lie in \(0, inf\); got 0.0."),
+        (lambda: check.require_number("f", "x", jnp.float32(-1.0), 0), r"lie in \[0, inf\]; got -1.0."),
         (lambda: check.require_choice("f", "kind", "c", ("a", "b")), "f: kind must be one of 'a', 'b'; got 'c'."),
         (lambda: check.require_scalar("f", "loss_fn", jnp.zeros(2)), r"must return one scalar.*shapes \(2,\)"),
         (lambda: check.require_scalar("f", "loss_fn", (jnp.zeros(()), 1)), "must return one scalar"),
@@ -54,6 +57,7 @@ def test_refusals_name_function_argument_rule_and_value(call, message):
 
 
 def test_traced_and_scheduled_values_pass():
-    check.require_number("f", "x", jnp.float32(-1.0), 0.0)
+    jax.jit(lambda x: check.require_number("f", "x", x, 0.0))(-1.0)
+    jax.vmap(lambda x: check.require_number("f", "x", x, 0.0))(jnp.array([-1.0]))
     check.require_number("f", "x", lambda step: step, 0.0)
     check.require_integer("f", "n", jnp.int32(0), 1)

@@ -188,3 +188,26 @@ def test_integer_parameters_and_losses_of_samples_are_refused(key):
         local_entropy(lambda w, _: jnp.sum(w), jnp.zeros(2, int), None, key, gamma=1.0, beta=1.0)
     with pytest.raises(ValueError, match="local_entropy: loss_fn must return one scalar"):
         local_entropy(lambda w, _: w, jnp.zeros(2), None, key, gamma=1.0, beta=1.0)
+
+
+def test_bfloat16_parameters_are_sampled_in_float32(key):
+    """Sums of many steps would stall in bfloat16; the closed form log(1 + a/gamma)/(2 beta) is met within errors."""
+    curvature = jnp.full(8, 3.0)
+    options = {"gamma": 1.0, "beta": 1.0, "num_chains": 8}
+
+    def loss_fn(w, a):
+        return 0.5 * jnp.sum(a * w.astype(a.dtype) ** 2)
+
+    found = jax.jit(lambda w: local_entropy(loss_fn, w, curvature, key, **options))(jnp.zeros(8, jnp.bfloat16))
+    exact = 8 * np.log(4.0) / 2
+    assert found.value.dtype == jnp.float32
+    assert found.gradient.dtype == jnp.bfloat16
+    assert abs(found.value - exact) < 4 * found.stderr
+    assert found.stderr < 0.1 * exact
+
+
+def test_non_finite_parameters_leave_no_number_behind(key):
+    found = local_entropy(lambda w, _: jnp.sum(w**2), jnp.full(2, jnp.nan), None, key, gamma=1.0, beta=1.0)
+    assert found.status == Status.NON_FINITE
+    for part in (found.value, found.gradient, found.squared_distance, found.energies, found.drift):
+        assert np.isnan(part).all()

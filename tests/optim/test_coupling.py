@@ -177,7 +177,7 @@ def test_decoupled_coupling(x64, period):
     again, _ = tx.update(CURVATURE * w, state, w)
     uncoupled, _ = base.update(CURVATURE * w, base.update(CURVATURE * w, base.init(w), w)[1], w)
     assert np.allclose(again, uncoupled) == (period == 2)
-    infinite = decoupled_coupling(jnp.asarray(jnp.inf), rate)
+    infinite = decoupled_coupling(float("inf"), rate)
     collapsed, _ = infinite.update(free, infinite.init(w), w)
     np.testing.assert_allclose(w + collapsed, jnp.broadcast_to(q.mean(0), w.shape), rtol=1e-12)
 
