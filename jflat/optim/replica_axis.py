@@ -38,14 +38,34 @@ __all__ = [
 
 
 def mean_over_replicas(params: PyTree, axis_name: AxisName | None, axis: int = 0) -> PyTree:
-    """wbar = (1/R) sum_a w_a along a named axis, or array axis `axis` (kept, length 1); sums in float32 or more."""
+    """wbar = (1/R) sum_a w_a along a named axis, or array axis `axis` (kept, length 1); sums in float32 or more.
+
+    Names of a manual mesh (`shard_map`, `pmap`) are one all-reduce. Along a vmapped name or an array axis the sum is a
+    product with a vector of ones: XLA on CPU adds up a leading axis 20 times slower (3 x 200,704 numbers: 3.0 ms
+    against 0.18), and on a sharded axis the product is one all-reduce as well.
+    """
+    names = () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    on_mesh = tuple(name for name in names if name in jax.sharding.get_abstract_mesh().manual_axes)
+    vmapped = [name for name in names if name not in on_mesh]
 
     def mean(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(wide_dtype(leaf))
-        average = jnp.mean(wide, axis, keepdims=True) if axis_name is None else jax.lax.pmean(wide, axis_name)
+        average = leaf.astype(wide_dtype(leaf))
+        if axis_name is None:
+            average = jnp.expand_dims(_mean_along(average, axis), axis)
+        for name in vmapped:
+            average = _mean_along(jax.lax.all_gather(average, name), 0)  # under vmap the stacked array itself: no copy
+        if on_mesh:
+            average = jax.lax.pmean(average, on_mesh)
         return average.astype(leaf.dtype)
 
     return jax.tree.map(mean, params)
+
+
+def _mean_along(x: jax.Array, axis: int) -> jax.Array:
+    length = x.shape[axis]
+    contraction = (((0,), (axis % x.ndim,)), ((), ()))
+    ones = jnp.ones(length, x.dtype)
+    return jax.lax.dot_general(ones, x, contraction, precision=jax.lax.Precision.HIGHEST) / length
 
 
 def num_replicas(params: PyTree, axis_name: AxisName | None, axis: int = 0) -> int:

@@ -32,6 +32,7 @@ import optax
 
 from jflat.core import check, tree
 from jflat.data import mean_over_batches, num_samples, split_batches
+from jflat.optim import barycenter, replica_distances
 from jflat.optim.hyperparameters import is_key
 
 __all__ = ["History", "Train", "TrainResult", "TrainState", "make_train", "reestimate_statistics"]
@@ -302,7 +303,7 @@ def make_train(
     def solution(arrays: PyTree, state: TrainState) -> tuple[PyTree, PyTree]:
         params, model_state = judged(state), state.model_state
         if num_replicas is not None:
-            params, model_state = jax.tree.map(lambda x: jnp.mean(x, axis=0), (params, model_state))
+            params, model_state = barycenter(params), jax.tree.map(lambda x: jnp.mean(x, axis=0), model_state)
         if statistics_fn is not None:
             model_state = reestimate_statistics(statistics_fn, params, arrays[0], batch_size)
         return params, model_state
@@ -315,8 +316,7 @@ def make_train(
             "gradient_evaluations": state.step * gradients * (num_replicas or 1),
         }
         if num_replicas is not None:
-            deviation = jax.tree.map(lambda x: x - jnp.mean(x, axis=0), judged(state))
-            record["replica_distance"] = tree.squared_norm(deviation) / num_replicas
+            record["replica_distance"] = jnp.mean(replica_distances(judged(state)) ** 2)
         if metrics_fn is not None:
             params, model_state = solution(arrays, state)
             record |= arrays[1](params, model_state) if has_model_state else arrays[1](params)
