@@ -22,6 +22,7 @@ from jflat.report import (
     Table,
     bootstrap_interval,
     figures,
+    format_measured,
     load_run,
     mean_and_stderr,
     spearman,
@@ -113,45 +114,35 @@ def _verdict(value: Measured, wanted_sign: int) -> str:
     if value.stderr is None or not np.isfinite(value.value) or not np.isfinite(value.stderr):
         return "undecided"
     if abs(value.value) <= 2 * value.stderr:
-        return "undecided (within 2 standard errors)"
+        return "undecided"
     return "holds" if value.value * wanted_sign > 0 else "does not hold"
 
 
 def _claims(config: Mapping[str, Any], arrays: Arrays, correlations: Mapping[str, Any]) -> list[dict[str, Any]]:
-    claims = []
-    sigma = config["reference_sigma"]
+    claims: list[dict[str, Any]] = []
+
+    def add(model: str, claim: str, ours: Any, theirs: str, status: str) -> None:
+        row = {"model": MODELS[model], "claim": claim, "ours": ours, "theirs": theirs, "status": status}
+        claims.append(row)
+
     for model in config["models"]:
         others = [method for method in config["methods"] if method != "sgd"] if "sgd" in config["methods"] else []
         for method in others:
-            name = label(config["hyper"], method)
-            for quantity, text in (
-                ("local_energy", f"flatter: local energy at sigma = {sigma:g}"),
-                ("test_error", "test error"),
-            ):
+            name, theirs = label(config["hyper"], method), "not studied" if method == "sam" else "yes"
+            for quantity, text in (("local_energy", "flatter than SGD"), ("test_error", "lower test error than SGD")):
                 value = _compare(config, arrays, model, method, quantity)
-                claims.append(
-                    {
-                        "model": MODELS[model],
-                        "claim": f"{name} against SGD, {text}",
-                        "ours": value,
-                        "theirs": "lower" if method != "sam" else "lower (not in that paper)",
-                        "status": _verdict(value, -1),
-                    }
-                )
+                add(model, f"{name}: {text}", value._asdict(), theirs, _verdict(value, -1))
         row = correlations[model]["local_energy"]
         if "pooled" in row:
             low, high = row["pooled_interval"]
-            decided = "holds" if low > 0 else "does not hold" if high < 0 else "undecided (interval contains 0)"
-            claims.append(
-                {
-                    "model": MODELS[model],
-                    "claim": "flatter runs (local energy) have lower test error: rank correlation",
-                    "ours": f"{row['pooled']:.2f} [{low:.2f}, {high:.2f}]",
-                    "theirs": "positive",
-                    "status": decided,
-                }
-            )
+            decided = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+            ours = _with_interval(row["pooled"], low, high)
+            add(model, "flatter runs have lower test error: rank correlation", ours, "positive", decided)
     return claims
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def _failures(config: Mapping[str, Any], arrays: Arrays, model: str, method: MethodName) -> list[dict[str, Any]]:
@@ -187,10 +178,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             methods[model][method] = rows
             failures += _failures(config, arrays, model, method)
     correlations = {model: _correlations(config, arrays, model) for model in config["models"]}
-    claims = [
-        claim | {"ours": claim["ours"]._asdict() if isinstance(claim["ours"], Measured) else claim["ours"]}
-        for claim in _claims(config, arrays, correlations)
-    ]
+    claims = _claims(config, arrays, correlations)
     return {"methods": methods, "correlations": correlations, "claims": claims, "failures": failures}
 
 
@@ -297,20 +285,22 @@ def _correlation_rows(metrics: Mapping[str, Any], model: str) -> list[list[Any]]
         if row.get(kind) is None or None in row[f"{kind}_interval"]:
             return "undefined"
         low, high = row[f"{kind}_interval"]
-        return f"{row[kind]:.2f} [{low:.2f}, {high:.2f}]"
+        return _with_interval(row[kind], low, high)
 
     rows = metrics["correlations"][model]
     return [[MEASURES[m], cell(row, "pooled"), cell(row, "within"), row["runs"]] for m, row in rows.items()]
 
 
-def _claim_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+def _claim_rows(metrics: Mapping[str, Any], model: str) -> list[list[Any]]:
     rows = []
     for claim in metrics["claims"]:
+        if claim["model"] != MODELS[model]:
+            continue
         ours = claim["ours"]
         if isinstance(ours, Mapping):
-            points = Measured(100 * ours["value"], 100 * ours["stderr"]) if ours["stderr"] is not None else None
-            ours = points
-        rows.append([claim["claim"], claim["model"], ours, claim["theirs"], claim["status"]])
+            known = ours["value"] is not None and ours["stderr"] is not None
+            ours = format_measured(100 * ours["value"], 100 * ours["stderr"]) if known else None
+        rows.append([claim["claim"], claim["status"], ours, claim["theirs"]])
     return rows
 
 
@@ -332,21 +322,20 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     quantities = ("test_error", "train_error", "local_energy", "top_eigenvalue", "trace_per_parameter")
     sigma = config["reference_sigma"]
     sections, texts = [], []
-    claims = _claim_rows(metrics)
     what = (
         f"{config['num_seeds']} seeds of each method learn {config['num_train']} images of {config['data']}, "
         f"{100 * config['label_noise']:.0f} % of them with a wrong label, with {config['num_gradients']} gradient "
-        "evaluations per network. Differences to SGD are paired by seed, in points of per cent, with one standard "
-        "error; a claim holds if its difference is beyond two."
+        "evaluations per network. Ours: the difference to SGD, paired by seed, in points of per cent, with one "
+        f"standard error; flatness is the local energy at sigma = {sigma:g}. A claim holds if its difference is beyond "
+        "two standard errors, does not hold if it is beyond two on the other side, and is undecided in between."
     )
     blocks: list[Any] = [what]
-    if claims:
-        blocks.append(Table(["claim", "network", "ours", "paper's", "status"], claims, f"Paper: {claim}"))
+    for model in config["models"]:
+        header_claims = [f"{MODELS[model]}: claim", "status", "ours", "paper's"]
+        blocks.append(Table(header_claims, _claim_rows(metrics, model), f"Paper: {claim}"))
     if metrics["failures"]:
-        caption = (
-            "What did not succeed. A value that is not finite is left out of the means and correlations; a sharpness "
-        )
-        caption += "that stopped at its last step is a lower bound."
+        caption = "What did not succeed. A value that is not finite is left out of the means and correlations; "
+        caption += "a sharpness that stopped at its last step is a lower bound."
         blocks.append(Table(["network", "measure", "outcome", "runs"], _failure_rows(config, metrics), caption))
     sections.append(Section("What was found", blocks))
     for model in config["models"]:
@@ -354,20 +343,10 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         texts.append(f"{MODELS[model]}\n{text_table(header, rows)}")
         caption = f"Mean ± standard error over seeds. Local energy at sigma = {sigma:g}, in points of training error."
         more = ("local_entropy", "adaptive_sharpness", "sharpness", "train_loss", "gradient_norm")
-        more_header = [
-            "method",
-            "gradients",
-            "local entropy",
-            "adaptive sharpness",
-            "sharpness",
-            "loss",
-            "gradient norm",
-        ]
+        more_header = [*header[:2], "local entropy", "adaptive sharpness", "sharpness", "loss", "gradient norm"]
         correlated = ["measure", "all runs", "within methods", "runs"]
         correlations = _correlation_rows(metrics, model)
-        caption_correlations = (
-            "Spearman's rank correlation with the test error, with its 95 % bootstrap interval over runs."
-        )
+        caption_correlations = "Spearman's rank correlation with the test error, with its 95 % bootstrap interval."
         texts.append(f"{MODELS[model]}: {caption_correlations}\n{text_table(correlated, correlations)}")
         sections.append(
             Section(
