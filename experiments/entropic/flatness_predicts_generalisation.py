@@ -6,7 +6,7 @@ CIFAR with large networks; here an MLP and a small convnet learn from few, partl
 methods fit the training set and their test errors differ.
 
     python -m experiments run flatness                           digits, in scikit-learn: 4 to 5 minutes on two cores
-    python -m experiments run flatness --data fashion_mnist      about FASHION minutes
+    python -m experiments run flatness --data fashion_mnist      about 9 minutes on two cores
     python -m experiments run flatness --preset smoke            seconds; the tests run it
 
 Every method gets `num_gradients` gradient evaluations per network (`methods`), except the one that is given R times as
