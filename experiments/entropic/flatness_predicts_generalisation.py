@@ -28,6 +28,7 @@ import numpy as np
 from experiments.entropic import flatness_page
 from experiments.entropic.methods import METHODS, Hyperparameters, Method, MethodName, make_method
 from experiments.registry import Progress, Summary
+from jflat.core import check
 from jflat.curvature import hessian, spectral_density
 from jflat.data import (
     Batches,
@@ -46,7 +47,18 @@ from jflat.models import Model, convnet, mlp
 from jflat.report import load_run, save_run
 from jflat.training import Train, make_train, train_seeds
 
-__all__ = ["CLAIM", "PRESETS", "Config", "Splits", "load_splits", "make_measurement", "make_run", "report", "run"]
+__all__ = [
+    "CLAIM",
+    "PRESETS",
+    "Config",
+    "Splits",
+    "load_splits",
+    "make_measurement",
+    "make_run",
+    "report",
+    "run",
+    "training_batches",
+]
 
 PyTree = Any
 
@@ -212,7 +224,7 @@ def make_run(config: Config, model: Model, method_name: str, splits: Splits) -> 
         num_steps=method.num_steps,
         batch_size=min(config.batch_size, config.num_train),
         num_evals=config.num_evals,
-        metrics_fn=jax.tree_util.Partial(errors, split_batches(splits.train, 500), split_batches(splits.test, 500)),
+        metrics_fn=jax.tree_util.Partial(errors, *(split_batches(part, LARGEST_BATCH) for part in splits[:2])),
         has_model_state=True,
         statistics_fn=(lambda params, batch: model.batch_statistics(params, batch[0])) if model.has_state else None,
         num_replicas=method.num_replicas,
@@ -221,21 +233,33 @@ def make_run(config: Config, model: Model, method_name: str, splits: Splits) -> 
     )
 
 
+SAMPLER: dict[str, Any] = {"num_nodes": 4, "num_steps": 4, "burn_in": 4, "num_leapfrog": 3}
+"""Of the local entropy, cut to what the main job can afford for every solution."""
+
+LARGEST_BATCH = 500
+"""Samples evaluated at once outside training."""
+
+
+def training_batches(splits: Splits) -> Any:
+    """The whole training set: one batch where it is small (its Hessian is linearised once), else `Batches`."""
+    is_small = len(splits.train[1]) <= LARGEST_BATCH
+    return splits.train if is_small else split_batches(splits.train, LARGEST_BATCH)
+
+
 def make_measurement(config: Config, model: Model, splits: Splits) -> Any:
     """`measure(params, state, key) -> dict of arrays`: one solution's flatness on the training set, and its spectrum.
 
     One key for all solutions: they meet the same noise, and their differences are better determined than their values.
     """
-    batches = split_batches(splits.train, 500)
+    data = training_batches(splits)
 
-    def measure(batches: Batches, params: PyTree, state: PyTree, key: jax.Array) -> dict[str, jax.Array]:
+    def measure(data: Any, params: PyTree, state: PyTree, key: jax.Array) -> dict[str, jax.Array]:
         def loss_fn(params: PyTree, batch: Any) -> jax.Array:
             return cross_entropy(model.apply(params, state, batch[0]), batch[1])
 
         def error_fn(params: PyTree, batch: Any) -> jax.Array:
             return accuracy_error(model.apply(params, state, batch[0]), batch[1])
 
-        data = jax.tree.map(lambda x: x[0], batches.full) if batches.full[0].shape[0] == 1 else batches
         key_card, key_density = jax.random.split(key)
         card = flatness_card(
             loss_fn,
@@ -251,10 +275,7 @@ def make_measurement(config: Config, model: Model, splits: Splits) -> Any:
             beta=config.entropy_beta,
             gamma=1 / (config.entropy_beta * config.entropy_window**2),
             num_chains=config.entropy_chains,
-            num_nodes=4,
-            num_steps=4,
-            burn_in=4,
-            num_leapfrog=3,
+            **SAMPLER,
         )
         operator = hessian(loss_fn, params, data)
         density = spectral_density(
@@ -286,7 +307,7 @@ def make_measurement(config: Config, model: Model, splits: Splits) -> Any:
         }
 
     compiled = jax.jit(measure)
-    return lambda params, state, key: compiled(batches, params, state, key)
+    return lambda params, state, key: compiled(data, params, state, key)
 
 
 def _train_work(config: Config, method: str) -> float:
@@ -313,10 +334,14 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     if (directory / "metrics.json").is_file():
         progress(1.0, 1.0, "already finished")
         return
+    is_measured = config.reference_sigma in config.sigmas
+    rule = f"must be one of the sigmas {config.sigmas}"
+    check.require(is_measured, "flatness", "reference_sigma", rule, config.reference_sigma)
     splits = load_splits(config)
     models = {name: make_model(config, name, splits) for name in config.models}
     parts = [(name, method) for name in config.models for method in config.methods]
-    entropy_gradients = 5 * config.entropy_chains * 8 * 3
+    trajectories = (SAMPLER["num_nodes"] + 1) * (SAMPLER["burn_in"] + SAMPLER["num_steps"])
+    entropy_gradients = config.entropy_chains * trajectories * SAMPLER["num_leapfrog"]
     measuring = float(config.num_seeds * config.num_train * (MEASUREMENT_GRADIENTS + entropy_gradients))
     flops = {name: _flops(model, splits) for name, model in models.items()}
     train_work = {part: flops[part[0]] * _train_work(config, part[1]) for part in parts}

@@ -46,6 +46,7 @@ def test_an_unknown_field_suggests_the_nearest(capsys):
         (["--data", "fashion_mnist"], ["fashion_mnist", "train-images-idx3-ubyte", "looked in"]),
         (["--num-train", "5000"], ["hold_out: num_samples must"]),
         (["--num-gradients", "3"], ["make_method: num_gradients must allow an update per evaluation"]),
+        (["--reference-sigma", "0.2"], ["flatness: reference_sigma must be one of the sigmas (0.1, 0.3); got 0.2."]),
         (["--label-noise", "1.5"], ["with_label_noise: fraction must"]),
     ],
 )

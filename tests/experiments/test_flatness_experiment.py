@@ -7,6 +7,7 @@ import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -106,6 +107,14 @@ def test_splits_share_no_sample_and_have_the_exact_number_of_wrong_labels():
     assert int(np.sum(splits.train[1] != clean.train[1])) == 20
     rows = {image.tobytes() for image in np.asarray(splits.test[0])}
     assert not any(image.tobytes() in rows for image in np.asarray(splits.train[0]))
+
+
+@pytest.mark.parametrize("num_train", [60, 500, 700, 1000])
+def test_flatness_is_measured_on_every_training_sample(num_train):
+    """Oracle: the mean over the whole set; 700 is one full batch of 500 and a short one."""
+    splits = experiment.load_splits(dataclasses.replace(SMOKE, num_train=num_train))
+    found = experiment.mean_over_batches(lambda b: jnp.mean(b[0], axis=0), experiment.training_batches(splits))
+    np.testing.assert_allclose(found, np.mean(splits.train[0], axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
