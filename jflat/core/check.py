@@ -106,7 +106,10 @@ def require_same_structure(where: str, argument: str, tree: Any, like: Any) -> N
 def require_scalar(where: str, argument: str, value: Any) -> None:
     """Refuse a function value that is not one real scalar (`value` may be abstract)."""
     shapes = jax.tree.map(jnp.shape, value)
-    require(shapes == (), where, argument, "must return one scalar, the mean loss per sample", f"shapes {shapes}")
+    rule = "must return one scalar, the mean loss per sample"
+    if isinstance(value, tuple | list) and len(value) == 2 and shapes[0] == ():
+        rule += " (without a second value: give batch statistics and other model state at frozen values)"
+    require(shapes == (), where, argument, rule, f"shapes {shapes}")
     dtype = jnp.result_type(value)
     require(jnp.issubdtype(dtype, jnp.floating), where, argument, "must return a real floating-point scalar", dtype)
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jflat.core import check
+
 __all__ = [
     "add",
     "add_scaled",
@@ -18,11 +20,14 @@ __all__ = [
     "cast_like",
     "inner",
     "mask_by_path",
+    "merge",
     "norm",
     "random_normal",
     "random_rademacher",
+    "resolve_mask",
     "scale",
     "size",
+    "split_by_mask",
     "squared_norm",
     "structure_of",
     "subtract",
@@ -31,6 +36,7 @@ __all__ = [
 ]
 
 PyTree = Any
+Mask = PyTree | Callable[[PyTree], PyTree]
 
 
 def structure_of(tree: PyTree) -> PyTree:
@@ -125,6 +131,46 @@ def mask_by_path(predicate: Callable[[str], bool]) -> Callable[[PyTree], PyTree]
         )
 
     return mask
+
+
+def resolve_mask(where: str, mask: Mask | None, tree: PyTree) -> PyTree:
+    """A tree of Python booleans like `tree`, from a tree, a prefix of one, a function of `tree`, or None (all True).
+
+    Raises:
+      ValueError: if the mask is not made of booleans that fit.
+    """
+    if mask is None:
+        return jax.tree.map(lambda _: True, tree)
+    chosen = mask(tree) if callable(mask) else mask
+    try:
+        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, tree)
+    except ValueError as error:
+        rule = f"must be a tree of booleans that is a prefix of {jax.tree.structure(tree)}"
+        raise ValueError(f"{where}: mask {rule}; got {jax.tree.structure(chosen)}.") from error
+    for flag in jax.tree.leaves(flags):
+        check.require(isinstance(flag, bool), where, "mask", "must give Python booleans", repr(flag))
+    return flags
+
+
+def split_by_mask(flags: PyTree, tree: PyTree) -> tuple[PyTree, PyTree]:
+    """(the leaves marked True, the others), each in the structure of `tree` with None in the gaps.
+
+    None is an empty tree, so the first part is a pytree of the marked leaves alone.
+
+    >>> split_by_mask({"a": True, "b": False}, {"a": 1.0, "b": 2.0})
+    ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
+    """
+    chosen = jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, tree)
+    return chosen, jax.tree.map(lambda flag, leaf: None if flag else leaf, flags, tree)
+
+
+def merge(part: PyTree, rest: PyTree) -> PyTree:
+    """The tree that `split_by_mask` took apart: each gap (None) of `part` filled from `rest`.
+
+    >>> merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
+    {'a': 1.0, 'b': 2.0}
+    """
+    return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=lambda x: x is None)
 
 
 def _random(sampler: Any, key: jax.Array, like: PyTree) -> PyTree:

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import LinearOperator, check, tree
-from jflat.curvature.gauss_newton import ModelFn, OutputLossFn, check_model, pull_back
-from jflat.curvature.linearisation import one_batch, operator_over_batches
-from jflat.data import Batches, num_samples
+from jflat.curvature.gauss_newton import ModelFn, OutputLossFn, check_model, loss_of, pull_back
+from jflat.curvature.mean_operator import Data, choose_leaves, mean_operator, one_batch
+from jflat.data import num_samples
 
 __all__ = ["fisher"]
 
@@ -35,9 +35,10 @@ def fisher(
     model_fn: ModelFn,
     output_loss_fn: OutputLossFn | None,
     params: PyTree,
-    batches: tuple[PyTree, PyTree] | Batches,
+    batches: tuple[PyTree, PyTree] | Data,
     *,
     distribution: str,
+    mask: tree.Mask | None = None,
 ) -> LinearOperator:
     """The Fisher matrix of a model at `params`: F = (1/M) sum_i J_i^T F_i J_i, with F_i exact in the outputs.
 
@@ -45,11 +46,13 @@ def fisher(
       model_fn: (params, inputs) -> outputs, sample by sample along the leading axis (no batch statistics).
       output_loss_fn: (outputs, targets) -> scalar, the mean per sample of the negative log-likelihood; its gradients
         are the scores. Not used, and may be None, for "gaussian".
-      params: the point, a pytree of real floating-point arrays; P scalars.
+      params: the point, a pytree of real floating-point arrays (those that `mask` leaves out may be of any kind).
       batches: one pair `(inputs, targets)`, linearised here once; or a `jflat.data.Batches` of such pairs, over which
-        each product is accumulated with the weights B_b / M, correct for a short last batch.
+        each product is accumulated with the weights B_b / M, correct for a short last batch; or a `jflat.data.Stream`
+        of such pairs, likewise, driven from the host.
       distribution: "categorical" (outputs are logits (B, C), targets integers (B,); the values of the targets play no
         part), "gaussian" (any outputs, each of unit variance) or "empirical" (any outputs).
+      mask: the leaves that the operator acts on, as for `hessian`.
 
     Returns:
       A positive semidefinite `LinearOperator` on trees like `params` (a pytree of arrays, as for `hessian`).
@@ -72,6 +75,7 @@ def fisher(
     Array([5.], dtype=float32)
     """
     check.require_choice("fisher", "distribution", distribution, _CURVATURES)
+    point, frozen = choose_leaves("fisher", params, mask)
     outputs = check_model("fisher", model_fn, params, batches)
     targets = one_batch(batches)[1]
     if distribution == "categorical":
@@ -82,8 +86,10 @@ def fisher(
         check.require_scalar("fisher", "output_loss_fn", jax.eval_shape(output_loss_fn, outputs, targets))
     score_fn = None if output_loss_fn is None else jax.tree_util.Partial(output_loss_fn)
     prepare = jax.tree_util.Partial(_CURVATURES[distribution])
-    linearise = jax.tree_util.Partial(_linearise, jax.tree_util.Partial(model_fn), prepare, score_fn)
-    return operator_over_batches(linearise, params, batches)
+    model = jax.tree_util.Partial(model_fn)
+    linearise = jax.tree_util.Partial(_linearise, model, prepare, score_fn)
+    loss_fn = None if distribution == "gaussian" else jax.tree_util.Partial(loss_of, model, score_fn)
+    return mean_operator("fisher", linearise, point, frozen, batches, loss_fn=loss_fn)
 
 
 def _check_categorical(outputs: PyTree, targets: PyTree) -> None:
@@ -95,9 +101,11 @@ def _check_categorical(outputs: PyTree, targets: PyTree) -> None:
     check.require(is_labels, "fisher", "targets", 'must be integers (B,) for "categorical"', kinds)
 
 
-def _linearise(model_fn: ModelFn, prepare: Callable, output_loss_fn: Any, params: PyTree, batch: PyTree) -> Callable:
+def _linearise(
+    model_fn: ModelFn, prepare: Callable, output_loss_fn: Any, point: PyTree, frozen: PyTree, batch: PyTree
+) -> Callable:
     inputs, targets = batch
-    outputs, push = jax.linearize(lambda p: model_fn(p, inputs), params)
+    outputs, push = jax.linearize(lambda p: model_fn(tree.merge(p, frozen), inputs), point)
     return jax.tree_util.Partial(pull_back, push, prepare(output_loss_fn, outputs, targets))
 
 

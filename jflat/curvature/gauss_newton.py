@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 
-from jflat.core import LinearOperator, check
-from jflat.curvature.linearisation import one_batch, operator_over_batches
-from jflat.data import Batches
+from jflat.core import LinearOperator, check, tree
+from jflat.curvature.mean_operator import Data, choose_leaves, mean_operator, one_batch
 
-__all__ = ["check_model", "gauss_newton", "pull_back"]
+__all__ = ["check_model", "gauss_newton", "loss_of", "pull_back"]
 
 PyTree = Any
 ModelFn = Callable[[PyTree, PyTree], PyTree]
@@ -25,23 +24,30 @@ OutputLossFn = Callable[[PyTree, PyTree], jax.Array]
 
 
 def gauss_newton(
-    model_fn: ModelFn, output_loss_fn: OutputLossFn, params: PyTree, batches: tuple[PyTree, PyTree] | Batches
+    model_fn: ModelFn,
+    output_loss_fn: OutputLossFn,
+    params: PyTree,
+    batches: tuple[PyTree, PyTree] | Data,
+    *,
+    mask: tree.Mask | None = None,
 ) -> LinearOperator:
     """The generalised Gauss-Newton matrix of a mean loss at `params`: G = (1/M) sum_i J_i^T (d^2 l_i / d f_i^2) J_i.
 
     Args:
       model_fn: (params, inputs) -> outputs, a pytree of real floating-point arrays.
       output_loss_fn: (outputs, targets) -> scalar, the mean per sample (`jflat.losses`).
-      params: the point, a pytree of real floating-point arrays; P scalars.
+      params: the point, a pytree of real floating-point arrays (those that `mask` leaves out may be of any kind).
       batches: one pair `(inputs, targets)`, linearised here once; or a `jflat.data.Batches` of such pairs, over which
-        each product is accumulated with the weights B_b / M, correct for a short last batch.
+        each product is accumulated with the weights B_b / M, correct for a short last batch; or a `jflat.data.Stream`
+        of such pairs, likewise, driven from the host.
+      mask: the leaves that the operator acts on, as for `hessian`.
 
     Returns:
       A `LinearOperator` on trees like `params` (a pytree of arrays, as for `hessian`).
 
     Raises:
-      ValueError: if `params` or the outputs have leaves without a derivative, a batch is not a pair, or the loss is not
-        a real scalar.
+      ValueError: if chosen leaves or the outputs have no derivative, a batch is not a pair, or the loss is not a real
+        scalar or, over several batches, not a mean over samples (as for `hessian`).
 
     Cost: a product is one tangent and one cotangent pass through the model: about 1.5 gradients and the memory of one
     gradient for one batch; for `Batches` the linearisation comes on top, in the memory of one batch.
@@ -56,18 +62,19 @@ def gauss_newton(
     >>> gauss_newton(lambda w, x: w * x, squared_error, jnp.array([0.7]), data).matvec(jnp.ones(1))
     Array([5.], dtype=float32)
     """
+    point, frozen = choose_leaves("gauss_newton", params, mask)
     outputs = check_model("gauss_newton", model_fn, params, batches)
     loss = jax.eval_shape(output_loss_fn, outputs, one_batch(batches)[1])
     check.require_scalar("gauss_newton", "output_loss_fn", loss)
     linearise = jax.tree_util.Partial(
         _linearise, jax.tree_util.Partial(model_fn), jax.tree_util.Partial(output_loss_fn)
     )
-    return operator_over_batches(linearise, params, batches)
+    loss_fn = jax.tree_util.Partial(loss_of, jax.tree_util.Partial(model_fn), jax.tree_util.Partial(output_loss_fn))
+    return mean_operator("gauss_newton", linearise, point, frozen, batches, loss_fn=loss_fn)
 
 
-def check_model(where: str, model_fn: ModelFn, params: PyTree, batches: PyTree | Batches) -> PyTree:
-    """Refuse parameters and outputs without derivatives and batches that are no pairs; return the outputs' shapes."""
-    check.require_floating(where, "params", params)
+def check_model(where: str, model_fn: ModelFn, params: PyTree, batches: Data) -> PyTree:
+    """Refuse outputs without derivatives and batches that are no pairs; return the outputs' shapes."""
     batch = one_batch(batches)
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     check.require(is_pair, where, "batches", "must be a pair (inputs, targets), or Batches of pairs", type(batch))
@@ -82,8 +89,15 @@ def pull_back(push: Callable[[PyTree], PyTree], curve: Callable[[PyTree], PyTree
     return product
 
 
-def _linearise(model_fn: ModelFn, output_loss_fn: OutputLossFn, params: PyTree, batch: PyTree) -> Callable:
+def loss_of(model_fn: ModelFn, output_loss_fn: OutputLossFn, params: PyTree, batch: PyTree) -> jax.Array:
+    """The loss of a batch `(inputs, targets)`."""
+    return output_loss_fn(model_fn(params, batch[0]), batch[1])
+
+
+def _linearise(
+    model_fn: ModelFn, output_loss_fn: OutputLossFn, point: PyTree, frozen: PyTree, batch: PyTree
+) -> Callable:
     inputs, targets = batch
-    outputs, push = jax.linearize(lambda p: model_fn(p, inputs), params)
+    outputs, push = jax.linearize(lambda p: model_fn(tree.merge(p, frozen), inputs), point)
     _, curve = jax.linearize(lambda f: jax.grad(output_loss_fn)(f, targets), outputs)
     return jax.tree_util.Partial(pull_back, push, curve)

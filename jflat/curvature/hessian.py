@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 
-from jflat.core import LinearOperator, check
-from jflat.curvature.linearisation import one_batch, operator_over_batches
-from jflat.data import Batches
+from jflat.core import LinearOperator, check, tree
+from jflat.curvature.mean_operator import Data, choose_leaves, mean_operator, one_batch
 
 __all__ = ["hessian"]
 
@@ -25,22 +24,28 @@ PyTree = Any
 LossFn = Callable[[PyTree, PyTree], jax.Array]
 
 
-def hessian(loss_fn: LossFn, params: PyTree, batches: PyTree | Batches) -> LinearOperator:
+def hessian(loss_fn: LossFn, params: PyTree, batches: Data, *, mask: tree.Mask | None = None) -> LinearOperator:
     """The Hessian of a mean loss at `params`, as an operator: H v = d/de grad L(params + e v) at e = 0.
 
     Args:
       loss_fn: (params, batch) -> scalar, the mean per sample over the batch; twice differentiable in forward mode
         over reverse mode (no `custom_vjp`). Deterministic: dropout off, batch statistics fixed.
-      params: the point, a pytree of real floating-point arrays; P scalars.
+      params: the point, a pytree of real floating-point arrays (those that `mask` leaves out may be of any kind).
       batches: one batch (any pytree `loss_fn` takes), linearised here once; or a `jflat.data.Batches`, over which each
-        product is accumulated with the weights B_b / M, correct for a short last batch.
+        product is accumulated with the weights B_b / M, correct for a short last batch; or a `jflat.data.Stream` from
+        a loader, likewise, driven from the host.
+      mask: the leaves that the operator acts on (a block, such as one layer): a tree of Python booleans, a prefix of
+        one, or a function of the params that gives one (`jflat.core.tree.mask_by_path`). The others are held fixed;
+        vectors have None in their places. None is all.
 
     Returns:
       A `LinearOperator` on trees like `params`, `.matvec(v)` -> H v in the dtypes of `params`. It is a pytree of arrays
       (the residuals of the linearisation): return it from `jit` or `vmap`, pass it on as an argument.
 
     Raises:
-      ValueError: if `params` has leaves without a derivative, or the loss is not a real scalar.
+      ValueError: if chosen leaves have no derivative (integers), the loss is not a real scalar (batch statistics
+        returned beside it, say), or, over several batches, is not a mean over samples: its value on a batch must be the
+        mean of those on the halves (looked at once, where nothing is traced).
 
     Accuracy: relative error of a product about 2 ulp of the dtype, at highest matmul precision on every device. A kink
     (ReLU at 0) counts with the derivative JAX gives it; NaN in the parameters gives NaN products, which the algorithms
@@ -58,11 +63,11 @@ def hessian(loss_fn: LossFn, params: PyTree, batches: PyTree | Batches) -> Linea
     >>> operator.matvec(jnp.array([1.0, 2.0]))
     Array([ 3., -2.], dtype=float32)
     """
-    check.require_floating("hessian", "params", params)
+    point, frozen = choose_leaves("hessian", params, mask)
     check.require_scalar("hessian", "loss_fn", jax.eval_shape(loss_fn, params, one_batch(batches)))
     linearise = jax.tree_util.Partial(_linearise, jax.tree_util.Partial(loss_fn))
-    return operator_over_batches(linearise, params, batches)
+    return mean_operator("hessian", linearise, point, frozen, batches, loss_fn=loss_fn)
 
 
-def _linearise(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Callable:
-    return jax.linearize(lambda p: jax.grad(loss_fn)(p, batch), params)[1]
+def _linearise(loss_fn: LossFn, point: PyTree, frozen: PyTree, batch: PyTree) -> Callable:
+    return jax.linearize(jax.grad(lambda p: loss_fn(tree.merge(p, frozen), batch)), point)[1]

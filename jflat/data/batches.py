@@ -5,7 +5,7 @@ batch means weighted by their sizes, sum_b (B_b / M) loss_b. Codes that average 
 whenever B does not divide M.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from jflat.core import check, tree
 
-__all__ = ["Batches", "mean_over_batches", "num_samples", "split_batches"]
+__all__ = ["Batches", "Stream", "mean_over_batches", "num_samples", "split_batches"]
 
 PyTree = Any
 
@@ -26,6 +26,41 @@ class Batches(NamedTuple):
     """Leaves (n, B, ...)."""
     last: PyTree | None = None
     """Leaves (M - n B, ...), or None where B divides M."""
+
+
+class Stream:
+    """A data set that arrives batch by batch, in memory of one batch: from a loader, files, or a function.
+
+    Args:
+      source: anything that can be iterated over again and again, each time giving the whole set once, as pytrees of
+        arrays whose leading axis is the sample: a list of batches, a torch `DataLoader`, a `grain` loader. Or a
+        function without arguments that returns a fresh iterator, such as a generator function. Batches may differ in
+        length (each length compiles once) and order; what they hold must not change from pass to pass (no random
+        augmentation, no dropped samples).
+
+    Raises:
+      ValueError: if `source` can be passed through once only (a generator, an iterator), or gives no batch.
+
+    >>> stream = Stream([jnp.ones(4), jnp.ones(3)])
+    >>> sum(len(batch) for batch in stream)
+    7
+    """
+
+    def __init__(self, source: Iterable[PyTree] | Callable[[], Iterable[PyTree]]):
+        is_source = callable(source) or isinstance(source, Iterable)
+        check.require(is_source, "Stream", "source", "must be iterable, or a function that gives iterators", source)
+        is_spent = isinstance(source, Iterator)
+        rule = "must give the data again and again; pass the function that makes this iterator, or a list"
+        check.require(not is_spent, "Stream", "source", rule, type(source).__name__)
+        self._source = source
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """One pass over the data; leaves that are not JAX arrays become NumPy arrays."""
+        is_empty = True
+        for batch in self._source() if callable(self._source) else self._source:
+            is_empty = False
+            yield jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), batch)
+        check.require(not is_empty, "Stream", "source", "must give at least one batch in every pass", "none")
 
 
 def num_samples(batch: PyTree | Batches) -> int:

@@ -28,7 +28,6 @@ from jflat.data import Batches, mean_over_batches
 from jflat.flatness.hessian_summary import HessianSummary, hessian_summary
 from jflat.flatness.local_energy import LocalEnergyResult, local_energy
 from jflat.flatness.local_entropy import LocalEntropyResult, local_entropy
-from jflat.flatness.perturbation import Mask
 from jflat.flatness.sharpness import SharpnessResult, sharpness
 
 __all__ = ["FlatnessCard", "flatness_card", "summary"]
@@ -69,7 +68,7 @@ def flatness_card(
     sigmas: Sequence[float] | np.ndarray | jax.Array = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
     num_samples: int = 100,
     noise: str = "multiplicative",
-    mask: Mask | None = None,
+    mask: tree.Mask | None = None,
     rho: float | jax.Array = 0.05,
     adaptive_rho: float | jax.Array = 0.5,
     eta: float | jax.Array = 0.0,

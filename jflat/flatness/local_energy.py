@@ -25,7 +25,7 @@ import numpy as np
 from jflat.core import Status, check, tree
 from jflat.curvature.trace import mean_and_stderr
 from jflat.data import Batches, mean_over_batches
-from jflat.flatness.perturbation import NOISES, Mask, random_direction, resolve_mask
+from jflat.flatness.perturbation import NOISES, random_direction
 
 __all__ = ["LocalEnergyResult", "local_energy"]
 
@@ -58,7 +58,7 @@ def local_energy(
     sigmas: Sequence[float] | np.ndarray | jax.Array,
     num_samples: int = 100,
     noise: str = "multiplicative",
-    mask: Mask | None = None,
+    mask: tree.Mask | None = None,
     chunk_size: int | None = None,
 ) -> LocalEnergyResult:
     """The local energy dE(w, sigma) = E_z E(w + sigma d(z, w)) - E(w), for several sigmas with common random numbers.
@@ -108,7 +108,7 @@ def local_energy(
     if not isinstance(sigmas, jax.Array):
         for sigma in sigmas:
             check.require_number(where, "sigmas", sigma, 0.0)
-    flags = resolve_mask(where, mask, params)
+    flags = tree.resolve_mask(where, mask, params)
 
     def energy(at: PyTree) -> jax.Array:
         return mean_over_batches(lambda batch: metric_fn(at, batch), batches)

@@ -14,7 +14,6 @@ Differs from LPF-SGD, whose standard deviation is sigma |w_f| without the 1/sqrt
 Differs from the filter normalisation of Li et al. (1712.09913), which scales every draw to |d_f| = |w_f| exactly.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,13 +25,12 @@ from jflat.core import check, tree
 __all__ = ["random_direction"]
 
 PyTree = Any
-Mask = PyTree | Callable[[PyTree], PyTree]
 
 NOISES = ("multiplicative", "additive", "filter")
 
 
 def random_direction(
-    key: jax.Array, params: PyTree, *, noise: str = "multiplicative", mask: Mask | None = None
+    key: jax.Array, params: PyTree, *, noise: str = "multiplicative", mask: tree.Mask | None = None
 ) -> PyTree:
     """A random direction shaped like `params`, in units set by `noise` (equations above).
 
@@ -60,7 +58,7 @@ def random_direction(
     """
     check.require_floating("random_direction", "params", params)
     check.require_choice("random_direction", "noise", noise, NOISES)
-    flags = resolve_mask("random_direction", mask, params)
+    flags = tree.resolve_mask("random_direction", mask, params)
     z = tree.random_normal(key, params)
     return jax.tree.map(lambda is_on, w, z: _scaled(noise, w, z) if is_on else jnp.zeros_like(w), flags, params, z)
 
@@ -73,18 +71,3 @@ def _scaled(noise: str, w: jax.Array, z: jax.Array) -> jax.Array:
     axes = tuple(range(max(w.ndim - 1, min(w.ndim, 1))))
     squares = jnp.square(w.astype(np.promote_types(w.dtype, np.float32)))
     return z * jnp.sqrt(jnp.mean(squares, axis=axes, keepdims=True)).astype(w.dtype)
-
-
-def resolve_mask(where: str, mask: Mask | None, params: PyTree) -> PyTree:
-    """A tree of Python booleans like `params`, from a tree, a prefix of one, a function of the params, or None."""
-    if mask is None:
-        return jax.tree.map(lambda _: True, params)
-    chosen = mask(params) if callable(mask) else mask
-    try:
-        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, params)
-    except ValueError as error:
-        rule = f"must be a tree of booleans that is a prefix of {jax.tree.structure(params)}"
-        raise ValueError(f"{where}: mask {rule}; got {jax.tree.structure(chosen)}.") from error
-    for flag in jax.tree.leaves(flags):
-        check.require(isinstance(flag, bool), where, "mask", "must give Python booleans", repr(flag))
-    return flags

@@ -19,7 +19,6 @@ inside `grad_fn` as you average `grads`; average neither before the perturbation
 eps is below half a unit in the last place.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +30,6 @@ from jflat.optim.hyperparameters import PyTree, ScalarOrSchedule, apply, is_numb
 
 __all__ = ["SharpnessAwareState", "adaptive_sam", "sam", "sharpness_aware_gradient"]
 
-Mask = PyTree | Callable[[PyTree], PyTree]
-
 
 class SharpnessAwareState(NamedTuple):
     """State of `sharpness_aware_gradient`."""
@@ -42,7 +39,7 @@ class SharpnessAwareState(NamedTuple):
 
 
 def _sharpness_aware(
-    where: str, rho: ScalarOrSchedule, eta: ScalarOrSchedule | None, mask: Mask | None
+    where: str, rho: ScalarOrSchedule, eta: ScalarOrSchedule | None, mask: tree.Mask | None
 ) -> optax.GradientTransformationExtraArgs:
     check.require_number(where, "rho", rho, 0.0)
     if eta is not None:
@@ -92,7 +89,11 @@ def _sharpness_aware(
 
 
 def sharpness_aware_gradient(
-    *, rho: ScalarOrSchedule = 0.05, is_adaptive: bool = False, eta: ScalarOrSchedule = 0.01, mask: Mask | None = None
+    *,
+    rho: ScalarOrSchedule = 0.05,
+    is_adaptive: bool = False,
+    eta: ScalarOrSchedule = 0.01,
+    mask: tree.Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """grad L(w) -> grad L(w + eps): the shared transformation of `sam` and `adaptive_sam`, for use in your own chain.
 
@@ -122,7 +123,7 @@ def sharpness_aware_gradient(
 
 
 def sam(
-    base: optax.GradientTransformation, *, rho: ScalarOrSchedule = 0.05, mask: Mask | None = None
+    base: optax.GradientTransformation, *, rho: ScalarOrSchedule = 0.05, mask: tree.Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """SAM: w <- w + base(grad L(w + rho g/|g|)). Arguments: `sharpness_aware_gradient`; `base` any optax optimiser.
 
@@ -141,7 +142,7 @@ def adaptive_sam(
     *,
     rho: ScalarOrSchedule = 0.5,
     eta: ScalarOrSchedule = 0.01,
-    mask: Mask | None = None,
+    mask: tree.Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ASAM: w <- w + base(grad L(w + rho T^2 g/|T g|)), T = |w| + eta. Arguments: `sharpness_aware_gradient`.
 
