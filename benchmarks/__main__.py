@@ -4,7 +4,7 @@ import argparse
 import importlib
 import pathlib
 
-BENCHMARKS = ("hvp", "optimisers", "seeds")
+BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature")
 
 
 def main() -> None:
@@ -13,11 +13,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--toy", action="store_true", help="a size that runs in seconds, to see that it works")
     parser.add_argument("--output", type=pathlib.Path, help="append the JSON lines to this file")
+    peers = parser.add_argument_group("of curvature alone (see benchmarks/curvature.py)")
+    peers.add_argument("--peers", metavar="PYTHON", help="the Python that benchmarks/peers/install made")
+    peers.add_argument("--threads", type=int, help="cores for all; with 1, processor seconds are the time")
+    peers.add_argument("--repeats", type=int, help="rounds")
+    peers.add_argument("--networks", nargs="+", help="mlp, convnet")
+    peers.add_argument("--tasks", nargs="+", help="gradient, hvp, lanczos, top, top_known, density, trace")
     options = parser.parse_args()
+    own = {name: getattr(options, name) for name in ("peers", "threads", "repeats", "networks", "tasks")}
     for name in options.names or BENCHMARKS:
         if name not in BENCHMARKS:
             parser.error(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-        importlib.import_module(f"benchmarks.{name}").main(options.output, options.toy)
+        module = importlib.import_module(f"benchmarks.{name}")
+        module.main(options.output, options.toy, **(own if name == "curvature" else {}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Training as one pure function of a key: scan-compiled, batches drawn on the device, any optax chain, replicas.
+"""Training as one pure function of a key: batches drawn on the device, any optax chain, replicas.
 
     train = make_train(loss_fn, init_fn, tx, data, num_steps=1000, batch_size=64)
     result = jax.jit(train)(key)                        # one seed
     results = jax.jit(jax.vmap(train))(keys)            # many seeds in one program; `train_seeds` adds checkpoints
+    result = train(key)                                 # the same, stepped from the host where that is faster
 
 One update of replica a draws the next `batches_per_update` batches of its own stream, takes the gradient of the first
 at the current parameters, and gives `tx.update` besides it the extra arguments `value` (the loss) and
@@ -12,7 +13,7 @@ chain couples them.
 
 The stream of a replica goes through a fresh permutation of the data per epoch (the last M mod B samples of each are
 left out), a pure function of (key, replica, epoch): a resumed run needs no iterator state. The permutations of a run of
-steps are drawn before its scan, so no random number generator runs (or is compiled) inside the step.
+steps are drawn before its loop, so no random number generator runs (or is compiled) inside the step.
 
 Random keys in the optimiser's state (Langevin noise) are folded with the seed and the replica, so that each has its own
 noise although all come from one transformation.
@@ -22,9 +23,8 @@ and model state (twice in a step, because a failed one is undone), and the sampl
 each of `num_steps / num_evals * batches_per_update * B`: for long runs on large data take more than one evaluation.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,78 +34,11 @@ from jflat.core import check, tree
 from jflat.data import mean_over_batches, num_samples, split_batches
 from jflat.optim import barycenter, replica_distances
 from jflat.optim.hyperparameters import is_key
+from jflat.training.run import History, Train, TrainState
 
-__all__ = ["History", "Train", "TrainResult", "TrainState", "make_train", "reestimate_statistics"]
+__all__ = ["make_train", "reestimate_statistics"]
 
 PyTree = Any
-History = dict[str, jax.Array]
-
-
-class TrainState(NamedTuple):
-    """What the next step needs; with R replicas params, model_state and opt_state have a leading axis R."""
-
-    step: jax.Array
-    """int32 [], updates done."""
-    key: jax.Array
-    """key [], the seed's key; it never changes, streams are folded out of it."""
-    params: PyTree
-    model_state: PyTree
-    opt_state: PyTree
-    failed_step: jax.Array
-    """int32 [], the first step whose loss or new parameters were not finite; -1 while there is none."""
-
-
-class TrainResult(NamedTuple):
-    """A finished run: the evaluated solution, the last state, and what was measured on the way."""
-
-    params: PyTree
-    """The solution: `eval_params_fn` of the last state; the barycentre of replicas."""
-    model_state: PyTree
-    """The model state that goes with it: re-estimated where `statistics_fn` is given, else averaged over replicas."""
-    state: TrainState
-    history: History
-    """Arrays (num_evals, ...): step, train_loss (mean over the interval), gradient_evaluations, the metrics, and for
-    replicas replica_distance, (1/R) sum_a |w_a - wbar|^2 of the parameters to evaluate."""
-
-    @property
-    def failed_step(self) -> jax.Array:
-        """The first step that was not finite, -1 if there was none; the parameters are those before that step."""
-        return self.state.failed_step
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Train:
-    """A training run: call it on a key, or drive it in pieces with `init`, `advance` and `finish`.
-
-    A pytree whose arrays are the data: where the data is large, pass the run through `jit` as an argument,
-    `jax.jit(lambda train, key: train(key))(train, key)`; `jax.jit(train)` would compile the data in as a constant.
-    """
-
-    arrays: PyTree
-    """The data (M, ...), and the metrics' own arrays."""
-    init: Callable[[jax.Array], TrainState] = dataclasses.field(metadata={"static": True})
-    """key -> the state before the first update."""
-    num_steps: int = dataclasses.field(metadata={"static": True})
-    num_evals: int = dataclasses.field(metadata={"static": True})
-    num_replicas: int | None = dataclasses.field(metadata={"static": True})
-    batch_size: int = dataclasses.field(metadata={"static": True})
-    batches_per_update: int = dataclasses.field(metadata={"static": True})
-    _interval: Callable[[PyTree, TrainState], tuple[TrainState, History]] = dataclasses.field(metadata={"static": True})
-    _solution: Callable[[PyTree, TrainState], tuple[PyTree, PyTree]] = dataclasses.field(metadata={"static": True})
-
-    def advance(self, state: TrainState, num_evals: int = 1) -> tuple[TrainState, History]:
-        """The next `num_evals` intervals of `num_steps / num_evals` updates: the state after them and their history."""
-        return jax.lax.scan(lambda s, _: self._interval(self.arrays, s), state, length=num_evals)
-
-    def finish(self, state: TrainState, history: History) -> TrainResult:
-        """The result at a state, with the history so far."""
-        return TrainResult(*self._solution(self.arrays, state), state, history)
-
-    def __call__(self, key: jax.Array) -> TrainResult:
-        """The whole run for one key: a pure function for `jit` and `vmap`."""
-        state, history = self.advance(self.init(key), num_evals=self.num_evals)
-        return self.finish(state, history)
 
 
 def reestimate_statistics(
@@ -308,20 +241,20 @@ def make_train(
             model_state = reestimate_statistics(statistics_fn, params, arrays[0], batch_size)
         return params, model_state
 
-    def interval(arrays: PyTree, state: TrainState) -> tuple[TrainState, History]:
-        state, losses = jax.lax.scan(lambda s, indices: step(arrays[0], s, indices), state, streams(state))
-        record = {
+    def record(arrays: PyTree, state: TrainState, losses: jax.Array) -> History:
+        values = {
             "step": state.step,
             "train_loss": jnp.mean(losses),
             "gradient_evaluations": state.step * gradients * (num_replicas or 1),
         }
         if num_replicas is not None:
-            record["replica_distance"] = jnp.mean(replica_distances(judged(state)) ** 2)
-        if metrics_fn is not None:
+            values["replica_distance"] = jnp.mean(replica_distances(judged(state)) ** 2)
+        if has_metrics:
             params, model_state = solution(arrays, state)
-            record |= arrays[1](params, model_state) if has_model_state else arrays[1](params)
-        return state, record
+            values |= arrays[1](params, model_state) if has_model_state else arrays[1](params)
+        return values
 
+    has_metrics = metrics_fn is not None
     metrics = metrics_fn if isinstance(metrics_fn, jax.tree_util.Partial) else jax.tree_util.Partial(metrics_fn or dict)
     arrays, sizes = jax.tree.map(jnp.asarray, data), (num_steps, num_evals, num_replicas, batch_size)
-    return Train((arrays, metrics), init, *sizes, batches_per_update, interval, solution)
+    return Train((arrays, metrics), init, *sizes, batches_per_update, streams, step, record, solution)

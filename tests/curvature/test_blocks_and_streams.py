@@ -81,7 +81,7 @@ def test_a_stream_is_the_whole_set(family, x64, make_network):
 
 
 @pytest.mark.parametrize(
-    "make_data, batch_size", [("one batch", None), ("one batch", 2), ("batches", 1), ("batches", 5), ("stream", 2)]
+    ("make_data", "batch_size"), [("one batch", None), ("one batch", 2), ("batches", 1), ("batches", 5), ("stream", 2)]
 )
 def test_many_vectors_at_once_are_one_after_the_other(make_data, batch_size, x64, make_network):
     params, data, model_fn = make_network()
