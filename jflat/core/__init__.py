@@ -1,13 +1,14 @@
 """The ground floor: pytree algebra, linear operators, outcomes as data, and one way to refuse bad input.
 
 - `LinearOperator`, `from_function`, `from_matrix`, `dense`: symmetric operators on pytrees
+- `watch`: an operator that tells of its products, for progress bars and time limits
 - `Status`, `explain`, `succeeded`, `raise_if_failed`: outcomes as data
 - `tree`: inner products, norms, random vectors on pytrees
 - `check`: clear errors for bad input
 """
 
 from jflat.core import check, tree
-from jflat.core.operator import LinearOperator, dense, from_function, from_matrix
+from jflat.core.operator import LinearOperator, dense, from_function, from_matrix, watch
 from jflat.core.status import Status, explain, raise_if_failed, succeeded
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "raise_if_failed",
     "succeeded",
     "tree",
+    "watch",
 ]

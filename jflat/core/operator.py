@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jflat.core import check, tree
 from jflat.core.tracing import has_convolution, is_traced, platform_of
 
-__all__ = ["FunctionOperator", "LinearOperator", "dense", "from_function", "from_matrix"]
+__all__ = ["FunctionOperator", "LinearOperator", "dense", "from_function", "from_matrix", "watch"]
 
 PyTree = Any
 
@@ -181,6 +181,49 @@ def from_matrix(matrix: jax.Array) -> LinearOperator:
     check.require(square, "from_matrix", "matrix", "must be square", f"shape {jnp.shape(matrix)}")
     like = jax.ShapeDtypeStruct(matrix.shape[:1], matrix.dtype)
     return from_function(jax.tree_util.Partial(_multiply, matrix), like)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Watched(LinearOperator):
+    inner: LinearOperator
+    on_product: Callable[[int], None] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def structure(self) -> PyTree:
+        return self.inner.structure
+
+    @property
+    def is_host_only(self) -> bool:
+        return True
+
+    def _product(self, v: PyTree) -> PyTree:
+        return self._seen(1, self.inner._product(v))
+
+    def _products(self, rows: PyTree, batch_size: int) -> PyTree:
+        return self._seen(_length(rows), self.inner._products(rows, batch_size))
+
+    def _seen(self, number: int, product: PyTree) -> PyTree:
+        check.require(not is_traced(product), "watch", "operator", "must not be multiplied under jit", "a traced call")
+        jax.block_until_ready(product)
+        self.on_product(number)
+        return product
+
+
+def watch(operator: LinearOperator, on_product: Callable[[int], None]) -> LinearOperator:
+    """The same operator, driven from the host, telling of each product: for progress bars, logs and time limits.
+
+    Args:
+      operator: A.
+      on_product: called after each product (of one vector, or of a block) with the number of vectors in it. An
+        exception raised in it ends the algorithm.
+
+    >>> seen = []
+    >>> watch(from_matrix(jnp.eye(2)), seen.append).matvec(jnp.ones(2)), seen
+    (Array([1., 1.], dtype=float32), [1])
+    """
+    check.require(callable(on_product), "watch", "on_product", "must be a function", repr(on_product))
+    return _Watched(operator, on_product)
 
 
 def dense(operator: LinearOperator) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflat.core import dense, from_function, from_matrix
+from jflat.core import dense, from_function, from_matrix, watch
 
 MATRIX = jnp.array([[2.0, -1.0, 0.0], [-1.0, 3.0, 0.5], [0.0, 0.5, -4.0]])
 
@@ -59,3 +59,24 @@ def test_is_a_pytree_that_passes_through_jit_and_vmap_without_new_traces():
 def test_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_watched_operator_tells_of_its_products_and_can_end_the_run():
+    seen = []
+    operator = watch(from_matrix(MATRIX), seen.append)
+    v = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(operator.matvec(v), MATRIX @ v)
+    np.testing.assert_allclose(operator.matmat(jnp.stack([v, -v])), jnp.stack([MATRIX @ v, -MATRIX @ v]))
+    assert seen == [1, 2]
+    assert operator.is_host_only
+    assert operator.size == 3
+    with pytest.raises(ValueError, match="watch: operator must not be multiplied under jit"):
+        jax.jit(operator.matvec)(v)
+    with pytest.raises(ValueError, match="watch: on_product must be a function"):
+        watch(operator, None)
+
+    def stop(number):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        watch(operator, stop).matvec(v)
