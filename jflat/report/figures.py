@@ -1,9 +1,9 @@
 """Figures from stored arrays: curves with bands over seeds, energies against scale, spectra, scatter plots.
 
-Every function takes arrays by label and returns a new matplotlib `Figure`; nothing is shown, and no global state of
-matplotlib is read or left changed (no pyplot). Series differ by colour (the palette of Okabe & Ito, safe for the
-colour-blind), by line style and by marker, so they stay apart in grey. Sizes are chosen for a phone: 5.6 inches wide
-with 11 point text, which is legible when the picture is scaled to 360 points.
+Every function takes arrays by label (`spectrum`: results) and returns a new matplotlib `Figure`; nothing is shown, and
+no global state of matplotlib is read or left changed (no pyplot). Sizes are chosen for a phone: 5.6 inches wide with 11
+point text, which is legible when the picture is scaled to 360 points. `spectrum` is made for print, at the width of a
+column or of a page.
 
 matplotlib is imported inside the functions.
 """
@@ -17,50 +17,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jflat.core import check
+from jflat.report.figure_style import COLOURS, LINES, MARKERS, Figure, empty_figure, styled
+from jflat.report.spectrum_figure import spectrum
 from jflat.report.statistics import mean_and_stderr, spearman, spearman_within
 from jflat.report.store import write_atomically
 
-__all__ = ["local_energy", "save_figure", "scatter", "spectral_density", "training_curves"]
+__all__ = ["local_energy", "save_figure", "scatter", "spectral_density", "spectrum", "training_curves"]
 
-Figure = Any
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH = 5.6
-_STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.9,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 def _style(number: int) -> dict[str, Any]:
-    n = len(_COLOURS)
-    return {"color": _COLOURS[number % n], "linestyle": _LINES[number % n], "marker": _MARKERS[number % n]}
+    n = len(COLOURS)
+    return {"color": COLOURS[number % n], "linestyle": LINES[number % n], "marker": MARKERS[number % n]}
 
 
 def _new_figure(title: str, xlabel: str, ylabel: str, num_labels: int) -> tuple[Figure, Any]:
     """A figure whose height leaves room for the rows of the legend, and its axes. Call it inside `_styled`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as MatplotlibFigure
-
-    figure = MatplotlibFigure(figsize=(_WIDTH, 3.7 + 0.24 * -(-num_labels // 2)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(_WIDTH, 3.7 + 0.24 * -(-num_labels // 2))
     axes = figure.add_subplot()
     axes.set_title(title)
     axes.set_xlabel(xlabel)
@@ -69,9 +43,7 @@ def _new_figure(title: str, xlabel: str, ylabel: str, num_labels: int) -> tuple[
 
 
 def _styled() -> Any:
-    from matplotlib import rc_context
-
-    return rc_context(_STYLE)
+    return styled(11, lines_linewidth=1.9, lines_markersize=5.5)
 
 
 def _finish(figure: Figure, axes: Any) -> Figure:
@@ -278,11 +250,23 @@ def _signed(value: float) -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> pathlib.Path:
-    """Write a figure as PNG, in one step, and return the path. 160 dots per inch give 896 points across.
+    """Write a figure as .png, .svg or .pdf, in one step, and return the path.
 
-    The file has no date in it: the same figure gives the same bytes.
+    Pictures have `dpi` dots per inch (160 give 896 points across at 5.6 inches; papers ask for 300 or more). The file
+    has no date in it: the same figure gives the same bytes.
+
+    Raises:
+      ValueError: for another ending.
     """
     target = pathlib.Path(path)
-    check.require(target.suffix == ".png", "save_figure", "path", "must end in .png", target.name)
-    write_atomically(target, lambda file: figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}))
+    nameless: dict[str, dict[str, Any]] = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+    }
+    rule = f"must end in {', '.join(nameless)}"
+    check.require(target.suffix in nameless, "save_figure", "path", rule, target.name)
+    kind: Any = {"format": target.suffix[1:], "metadata": nameless[target.suffix]}
+    with _styled():
+        write_atomically(target, lambda file: figure.savefig(file, dpi=dpi, **kind))
     return target

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from jflat.curvature import DensityResult, EigenResult
 from jflat.report import figures, spearman, spearman_within
 
 RNG = np.random.default_rng(5)
@@ -25,6 +26,17 @@ MAKERS = {
         log_x=True,
     ),
 }
+
+
+def planted(nodes=0.0, size=100):
+    """Eight probes of a matrix with eigenvalues -0.01, 10, 20 and else 0: weights that scatter around 1/P."""
+    weights = RNG.uniform(0.5, 1.5, (8, 4)) / size
+    weights[:, 1] = 1 - weights[:, [0, 2, 3]].sum(axis=1)
+    return DensityResult(np.tile([-0.01, nodes, 10.0, 20.0], (8, 1)), weights, np.int32(32), np.full(8, 2))
+
+
+DENSITY = planted()
+TOP = EigenResult(np.array([20.0, 10.0]), {"w": np.zeros((2, 100))}, np.array([1e-3, 0.5]), np.int32(9), np.int32(0))
 
 
 def lines_of(figure):
@@ -141,6 +153,117 @@ def test_text_is_legible_on_a_phone():
     assert min(text.get_fontsize() / 72 * css_per_inch for text in texts) > 8.5
 
 
+def smoothed(probes, grid, linear, width):
+    """The figure's density by NumPy and loops: a Gaussian on the axis asinh, with the Jacobian of that axis."""
+    values = np.zeros((len(probes.nodes), len(grid)))
+    for p in range(len(probes.nodes)):
+        for node, weight in zip(probes.nodes[p], probes.weights[p], strict=True):
+            z = (np.arcsinh(grid / linear) - np.arcsinh(node / linear)) / width
+            values[p] += weight * np.exp(-0.5 * z**2) / (width * np.sqrt(2 * np.pi) * np.hypot(grid, linear))
+    return values
+
+
+def sticks_of(axes, number=0):
+    """Places, heights and horizontal errors of the computed eigenvalues of one series."""
+    line, _, (bars,) = axes.containers[number]
+    return line.get_xdata(), line.get_ydata(), np.diff([s[:, 0] for s in bars.get_segments()])[:, 0] / 2
+
+
+def test_spectrum_draws_a_density_that_integrates_to_one_with_the_error_of_its_probes():
+    figure = figures.spectrum({"H": DENSITY}, {"H": TOP}, linear=0.05, width=0.2)
+    line = lines_of(figure)["H"]
+    grid, drawn = line.get_xdata(), line.get_ydata()
+    values = smoothed(DENSITY, grid, 0.05, 0.2)
+    mean, stderr = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(8)
+    seen = np.isfinite(drawn)
+    np.testing.assert_allclose(drawn[seen], mean[seen], rtol=1e-9)
+    assert seen[np.argmin(np.abs(grid - 14))]  # between the outliers
+    np.testing.assert_allclose(np.trapezoid(mean, grid), 1.0, atol=2e-3)
+    band = np.concatenate([path.vertices[:, 1] for path in figure.axes[0].collections[0].get_paths()])
+    place = np.argmin(np.abs(grid - 20))
+    for edge in (mean - stderr, mean + stderr):
+        assert np.min(np.abs(band / edge[place] - 1)) < 1e-9
+    assert figure.axes[0].get_xscale() == "asinh"
+
+
+def test_sticks_are_as_high_as_one_eigenvalue_and_as_wide_as_their_residual():
+    figure = figures.spectrum({"H": DENSITY}, {"H": TOP}, linear=0.05, width=0.2)
+    places, heights, errors = sticks_of(figure.axes[0])
+    np.testing.assert_array_equal(places, TOP.values)
+    alone = DensityResult(np.array([[10.0, 20.0]]), np.full((1, 2), 1 / 100), 2, 0)
+    np.testing.assert_allclose(heights, smoothed(alone, places, 0.05, 0.2)[0], rtol=3e-3)
+    np.testing.assert_allclose(errors, TOP.residuals)
+    curve = lines_of(figure)["H"]
+    at_ten = np.interp(10.0, curve.get_xdata(), curve.get_ydata())
+    assert 0.5 < at_ten / heights[1] < 1.5  # the weights scatter around 1/P
+
+
+def test_seeds_may_come_as_a_list_or_stacked_by_vmap():
+    runs, tops = [planted() for _ in range(3)], [TOP._replace(values=TOP.values * s) for s in (0.9, 1.0, 1.2)]
+    stacked = DensityResult(*(np.stack(x) for x in zip(*runs, strict=True)))
+    stacked_top = EigenResult(
+        np.stack([t.values for t in tops]), {"w": np.zeros((3, 2, 100))}, np.zeros((3, 2)), np.zeros(3), np.zeros(3)
+    )
+    a, b = figures.spectrum({"H": runs}, {"H": tops}), figures.spectrum({"H": stacked}, {"H": stacked_top})
+    line = lines_of(a)["H"]
+    np.testing.assert_array_equal(line.get_ydata(), lines_of(b)["H"].get_ydata())
+    per_seed = np.stack([smoothed(r, line.get_xdata(), 0.02, 0.15).mean(axis=0) for r in runs])
+    seen = np.isfinite(line.get_ydata())
+    np.testing.assert_allclose(line.get_ydata()[seen], per_seed.mean(axis=0)[seen], rtol=1e-9)
+    for figure in (a, b):
+        places, _, errors = sticks_of(figure.axes[0])
+        np.testing.assert_allclose(places, TOP.values * 3.1 / 3)
+        np.testing.assert_allclose(errors, TOP.values * np.std([0.9, 1.0, 1.2], ddof=1) / np.sqrt(3))
+        assert "1 s.e. of 3 seeds" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+
+
+def test_failed_probes_are_left_out_and_those_drawn_are_counted():
+    nodes = DENSITY.nodes.copy()
+    nodes[2] = np.nan
+    partly = figures.spectrum({"H": DENSITY._replace(nodes=nodes)})
+    rest = DensityResult(*(np.delete(x, 2, axis=0) for x in DENSITY[:2]), *DENSITY[2:])
+    line, same = lines_of(partly)["H"], lines_of(figures.spectrum({"H": rest}))["H"]
+    np.testing.assert_array_equal(line.get_ydata(), same.get_ydata())
+    assert "1 s.e. of 7 probes" in [t.get_text() for t in partly.axes[0].get_legend().get_texts()]
+
+
+@pytest.mark.parametrize(("size", "inches"), [("column", 3.4), ("page", 7.0)])
+def test_spectrum_with_blocks_is_legible_at_its_printed_size(tmp_path, size, inches):
+    labels = [f"layer_{i}" for i in range(5)]
+    figure = figures.spectrum(
+        {"Hessian": DENSITY, "Gauss–Newton": planted()},
+        {"Hessian": TOP, "Gauss–Newton": TOP},
+        blocks={label: planted() for label in labels},
+        block_eigenvalues=dict.fromkeys(labels, TOP),
+        size=size,
+        title="whole",
+        block_title="blocks",
+    )
+    assert figure.get_size_inches()[0] == inches
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["(a) whole", "(b) blocks"]
+    assert second.get_xlabel()
+    assert first.get_ylabel()
+    assert [t.get_text() for t in second.get_legend().get_texts()][:5] == labels
+    texts = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    texts += [t for axes in figure.axes for t in (*axes.get_xticklabels(), *axes.get_legend().get_texts())]
+    assert min(text.get_fontsize() for text in texts) >= 7
+    figure.canvas.draw()
+    ticks = [t.get_window_extent() for t in second.get_xticklabels() if t.get_text()]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(sorted(ticks, key=lambda box: box.x0)))
+    legend, box = second.get_legend().get_window_extent(), second.get_window_extent()
+    assert box.y0 < legend.y0
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".pdf", b"%PDF"), (".png", b"\x89PNG")])
+def test_the_same_figure_gives_the_same_bytes(tmp_path, ending, start):
+    paths = [tmp_path / f"{i}{ending}" for i in range(2)]
+    for path in paths:
+        figures.save_figure(figures.spectrum({"H": DENSITY}, {"H": TOP}), path)
+    assert paths[0].read_bytes().startswith(start)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_refusals(tmp_path):
     short, words = {"a": np.ones((2, 9))}, {"xlabel": "x", "ylabel": "y"}
     refused = [
@@ -153,7 +276,17 @@ def test_refusals(tmp_path):
             r"must have the labels of x, \['a'\]",
         ),
         (lambda: figures.scatter({"a": [1.0]}, {"a": [1.0, 2.0]}, **words), "two vectors of one length"),
-        (lambda: figures.save_figure(MAKERS["energy"](), tmp_path / "a.pdf"), "must end in .png"),
+        (lambda: figures.save_figure(MAKERS["energy"](), tmp_path / "a.jpg"), "must end in .png, .svg, .pdf"),
+        (lambda: figures.spectrum({}), "at least one density"),
+        (lambda: figures.spectrum({"H": DENSITY}, {"G": TOP}), r"must be labelled as \['H'\]; got 'G'"),
+        (lambda: figures.spectrum({"H": DENSITY}, size="poster"), "size must be"),
+        (lambda: figures.spectrum({"H": DENSITY}, width=0.0), "width must"),
+        (lambda: figures.spectrum({"H": DENSITY}, linear=-1.0), "linear must"),
+        (lambda: figures.spectrum({"H": planted(nodes=np.nan)}), "a probe that did not fail"),
+        (
+            lambda: figures.spectrum({"H": DENSITY}, {"H": TOP._replace(values=np.full(2, np.nan))}),
+            "finite eigenvalues",
+        ),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):
