@@ -208,9 +208,8 @@ def _packed_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _signs(words: jax.Array, axis: int, like: Any) -> jax.Array:
-    shifts = jnp.arange(32, dtype=jnp.uint32).reshape(32, *(1,) * (words.ndim - axis - 1))
-    bits = (jnp.expand_dims(words, axis + 1) >> shifts) & 1
-    bits = bits.reshape(*words.shape[:axis], 32 * words.shape[axis], *words.shape[axis + 1 :])
-    length = like.shape[axis] if like.shape else 1
-    is_up = jax.lax.slice_in_dim(bits, 0, length, axis=axis).reshape(like.shape) == 1
-    return jnp.where(is_up, jnp.ones((), like.dtype), -jnp.ones((), like.dtype))
+    """Entry j along the axis is bit j % 32 of word j // 32: looked up and not reshaped, so that it may be sharded."""
+    place = jnp.arange(like.shape[axis] if like.shape else 1, dtype=jnp.int32)
+    shifts = (place % 32).astype(jnp.uint32).reshape(-1, *(1,) * (words.ndim - axis - 1))
+    bits = (jnp.take(words, place // 32, axis=axis, mode="clip") >> shifts) & 1
+    return jnp.where(bits.reshape(like.shape) == 1, jnp.ones((), like.dtype), -jnp.ones((), like.dtype))
