@@ -68,7 +68,6 @@ def test_double_precision_and_eager_calls_draw_the_same_signs(x64, key):
 def test_sharded_signs_take_no_communication(key, spec):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     like = jax.ShapeDtypeStruct((24, 40) if spec[1] else (40, 24), jnp.float32)  # 40 is no multiple of a word
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
     ones = jax.device_put(jnp.ones(like.shape), NamedSharding(mesh, PartitionSpec(*spec)))
     compiled = jax.jit(lambda k, a: tree.random_rademacher(k, like) * a).lower(key, ones).compile()
     text = compiled.as_text()
