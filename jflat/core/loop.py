@@ -21,7 +21,7 @@ from jflat.core import check
 from jflat.core.operator import LinearOperator
 from jflat.core.tracing import is_traced
 
-__all__ = ["LOOPS", "choose", "compiled", "map_rows", "repeat", "run", "until"]
+__all__ = ["LOOPS", "choose", "compiled", "map_rows", "part", "repeat", "resolve", "run", "until"]
 
 PyTree = Any
 
@@ -53,6 +53,27 @@ def choose(where: str, loop: str, operator: LinearOperator, *others: PyTree) -> 
     return loop
 
 
+def resolve(where: str, loop: str, prefers_host: Callable[[], bool], *arrays: PyTree) -> str:
+    """`choose` for a loop without an operator: "auto" is "host" where nothing is traced and `prefers_host()` says so.
+
+    Args:
+      where: the calling function, for the error.
+      loop: one of `LOOPS`.
+      prefers_host: asked only for "auto" with nothing traced (such as `jflat.core.tracing.is_slow_in_loops` of a step).
+      arrays: the arrays of the call, which may be traced.
+
+    Raises:
+      ValueError: for another word; for "host" while tracing.
+    """
+    check.require_choice(where, "loop", loop, LOOPS)
+    traced = is_traced(arrays)
+    rule = 'must not be "host" under jit, vmap or grad'
+    check.require(not (traced and loop == "host"), where, "loop", rule, repr(loop))
+    if loop == "auto":
+        return "host" if not traced and prefers_host() else "device"
+    return loop
+
+
 def run(fn: Callable[..., Any], *args: PyTree, loop: str, **static: Any) -> Any:
     """`fn(*args, loop=loop, **static)`: on the device compiled as one program, from the host as it stands.
 
@@ -69,6 +90,13 @@ def compiled(
 ) -> Callable[..., Any]:
     """`jax.jit(fn)`, made once per function of a module."""
     return jax.jit(fn, static_argnames=static, donate_argnums=donated)
+
+
+def part(
+    fn: Callable[..., Any], loop: str, *, static: tuple[str, ...] = (), donated: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """A part of an algorithm without products: from the host compiled, on the device as it stands (the whole is)."""
+    return compiled(fn, static=static, donated=donated) if loop == "host" else fn
 
 
 def repeat(

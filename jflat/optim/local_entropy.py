@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.tracing import has_convolution, platform_of
 from jflat.optim.entropic_step import EntropicConfig, InnerCarry, configure, inner_step, outer_gradient, start_key
 from jflat.optim.hyperparameters import AxisName, PyTree, ScalarOrSchedule, require_grad_fn
 
@@ -92,8 +93,15 @@ def _run(
     start = 0
     if first_grads is not None:
         carry, start = advance(0, first_grads, carry), 1
-    carry = jax.lax.fori_loop(start, config.num_inner, body, carry)
+    unroll = True if _is_unrolled(config, grad_fn, carry) else None
+    carry = jax.lax.fori_loop(start, config.num_inner, body, carry, unroll=unroll)
     return outer_gradient(config, params, carry.mean, cycle, config.num_inner), carry
+
+
+def _is_unrolled(config: EntropicConfig, grad_fn: GradFn, carry: InnerCarry) -> bool:
+    """For a fixed L of convolutions on CPU, whose gradients are slow in a loop (`jflat.core.tracing`)."""
+    is_fixed = not isinstance(config.num_inner, jax.Array)
+    return is_fixed and platform_of(carry.point) == "cpu" and has_convolution(grad_fn, carry.point, 0)
 
 
 def local_entropy_gradient(
@@ -115,7 +123,8 @@ def local_entropy_gradient(
     """grads -> gamma (w - mu), the local-entropy gradient at `params`, by L - 1 further calls of `grad_fn`.
 
     `update(grads, state, params, grad_fn=..., **extra_args)`, where `grads` is the gradient at `params` (inner gradient
-    0) and `grad_fn(params, i)` that of minibatch i = 1 ... L - 1, traced once.
+    0) and `grad_fn(params, i)` that of minibatch i = 1 ... L - 1, traced once (on CPU a second time, to look for
+    convolutions).
 
     Args:
       inner: optimiser of the inner point, started afresh on each call.

@@ -1,4 +1,4 @@
-"""Training: the scan loop, seeds, mesh placement, checkpoints and resume.
+"""Training: the loop (one program, or stepped from the host), seeds, mesh placement, checkpoints and resume.
 
 - `make_train`: a loss, an initialiser, an optax chain and data become one pure function of a key
 - `train_seeds`: many seeds from the host, with checkpoints, progress and a mesh
@@ -6,7 +6,8 @@
 - `Train`, `TrainState`, `TrainResult`: what these functions pass on
 """
 
+from jflat.training.run import Train, TrainResult, TrainState
 from jflat.training.seeds import train_seeds
-from jflat.training.train import Train, TrainResult, TrainState, make_train, reestimate_statistics
+from jflat.training.train import make_train, reestimate_statistics
 
 __all__ = ["Train", "TrainResult", "TrainState", "make_train", "reestimate_statistics", "train_seeds"]

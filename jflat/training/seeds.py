@@ -1,9 +1,11 @@
 """Many seeds from the host: one compiled interval, checkpoints between intervals, progress, a mesh.
 
 The S seeds of a run are one program, `vmap` over keys (or `lax.map` in groups of `seeds_at_once`: on CPU a wide vmap is
-slower than groups that fit the cache). The host calls it once per interval, blocks, reports progress, and saves. A run
-killed at any moment and started again with the same arguments gives the bits of an uninterrupted one, because the state
-is all that an interval depends on and the same program runs it.
+slower than groups that fit the cache). The host calls it once per interval, blocks, reports progress, and saves. For
+convolutions on CPU the host does every step itself, one seed after the other (`loop`, see `jflat.training.run`): a loop
+in a program would slow them 10 to 30 times, and different kernels side by side are one grouped convolution, slow
+anywhere. A run killed at any moment and started again with the same arguments gives the bits of an uninterrupted one,
+because the state is all that an interval depends on and the same program runs it.
 
 With a mesh the leading axes are sharded: seeds over the mesh axis "seed", replicas over "replica", and the partitioner
 inserts the one all-reduce of the barycentre. A seed's bits depend on how many run beside it (a batched matrix product
@@ -24,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import check
+from jflat.core.loop import map_rows
 from jflat.optim.hyperparameters import is_key
-from jflat.training.train import History, Train, TrainResult, TrainState
+from jflat.training.run import History, Train, TrainResult, TrainState
 
 __all__ = ["train_seeds"]
 
@@ -36,6 +39,16 @@ def _over_seeds(fn: Callable[..., Any], seeds_at_once: int | None) -> Callable[.
     if seeds_at_once is None:
         return jax.vmap(fn)
     return lambda *args: jax.lax.map(lambda row: fn(*row), args, batch_size=seeds_at_once)
+
+
+def _advance_in_turn(train: Train, state: TrainState) -> tuple[TrainState, History]:
+    """An interval of each seed, stepped from the host."""
+    return map_rows(lambda row: train.advance(row, loop="host"), state, loop="host")
+
+
+def _finish_in_turn(train: Train, state: TrainState, history: History) -> TrainResult:
+    finish = jax.jit(lambda train, row: train.finish(*row))
+    return map_rows(lambda row: finish(train, row), (state, history), loop="host")
 
 
 def _shardings(state: TrainState, train: Train, mesh: jax.sharding.Mesh | None) -> PyTree:
@@ -136,6 +149,7 @@ def train_seeds(
     checkpoint_seconds: float = 30.0,
     mesh: jax.sharding.Mesh | None = None,
     seeds_at_once: int | None = None,
+    loop: str = "auto",
     on_interval: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Run all seeds to the end from the host, resuming from `directory` where it holds an unfinished run.
@@ -149,6 +163,10 @@ def train_seeds(
       checkpoint_seconds: the least time between two saves; 0 saves after every interval.
       mesh: devices with axes "seed" and/or "replica" (axis types Auto); S and R must be divisible by their sizes.
       seeds_at_once: run groups of so many seeds one after another inside the program, instead of all S side by side.
+        From the host it is always one.
+      loop: "device" (an interval of all seeds is one program), "host" (one compiled step, called from Python for one
+        seed after the other, interval by interval), or "auto": the host for convolutions on CPU, else the device. With
+        a mesh it is the device. A run may be continued with the other loop; its numbers then agree to rounding.
       on_interval: called with (intervals done, intervals in all) at the start and after each; for a progress bar.
 
     Returns:
@@ -156,7 +174,7 @@ def train_seeds(
 
     Raises:
       ValueError: if the directory holds another run (other shapes, data, keys, sizes or identity), if the mesh has
-        other axes, or if both a mesh and `seeds_at_once` are given.
+        other axes, if both a mesh and `seeds_at_once` are given, or if a mesh is to be driven from the host.
       KeyboardInterrupt: on SIGINT (Ctrl-C). With a directory also on SIGTERM, and only after the interval under way was
         finished and saved, be it the last (a second signal does not wait; outside the main thread nothing is deferred).
     """
@@ -165,6 +183,9 @@ def train_seeds(
     check.require(not both, "train_seeds", "seeds_at_once", "must be None where a mesh is given", seeds_at_once)
     if seeds_at_once is not None:
         check.require_integer("train_seeds", "seeds_at_once", seeds_at_once, 1)
+    is_host_mesh = mesh is not None and loop == "host"
+    check.require(not is_host_mesh, "train_seeds", "loop", "must not be 'host' where a mesh is given", repr(loop))
+    loop = train.choose_loop("train_seeds", "device" if mesh is not None and loop == "auto" else loop, keys)
 
     over_seeds = lambda fn: _over_seeds(fn, seeds_at_once)  # noqa: E731
     if mesh is not None:  # the data once on every device, not anew in each interval
@@ -178,8 +199,12 @@ def train_seeds(
     def advance_all(train: Train, state: TrainState) -> tuple[TrainState, History]:
         return over_seeds(train.advance)(state)
 
-    advance = jax.jit(advance_all, donate_argnums=1, out_shardings=None if shardings is None else (shardings, None))
-    finish = jax.jit(lambda train, state, history: over_seeds(train.finish)(state, history))
+    advance: Callable[..., tuple[TrainState, History]] = _advance_in_turn
+    finish: Callable[..., TrainResult] = _finish_in_turn
+    if loop == "device":
+        out_shardings = None if shardings is None else (shardings, None)
+        advance = jax.jit(advance_all, donate_argnums=1, out_shardings=out_shardings)
+        finish = jax.jit(lambda train, state, history: over_seeds(train.finish)(state, history))
 
     state = init(keys)
     _, shapes = jax.eval_shape(advance_all, train, state)
