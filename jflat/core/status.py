@@ -18,22 +18,28 @@ class Status(enum.IntEnum):
     CONVERGED = 0
     INVARIANT_SUBSPACE = 1
     COMPLETED = 2
+    SOLVED = 3
     MAX_STEPS = 10
     STAGNATION = 11
     NON_FINITE = 12
     ZERO_START = 13
     INDEFINITE = 14
+    OSCILLATING = 15
+    NOT_SOLVED = 16
 
 
 _EXPLANATIONS = {
     Status.CONVERGED: "converged: the freshly computed residual is within the tolerance",
     Status.INVARIANT_SUBSPACE: "invariant subspace: the Krylov space is exhausted; exact, but shorter than asked",
     Status.COMPLETED: "completed: every step asked for was done; the error estimates say how far to trust the result",
+    Status.SOLVED: "solved: a configuration without errors was found",
     Status.MAX_STEPS: "not converged: the steps were used up before the residual met the tolerance",
     Status.STAGNATION: "stagnation: further steps bring nothing (a residual at rounding level, a sampler that stands)",
     Status.NON_FINITE: "non-finite: a NaN or an infinity came in or arose; the value must not be used",
     Status.ZERO_START: "zero start: the starting vector is zero (or its norm underflows), so no direction is defined",
     Status.INDEFINITE: "indefinite: the system is not positive (semi)definite, as this algorithm needs",
+    Status.OSCILLATING: "oscillating: the residual has long stopped falling; damp more, or update sequentially",
+    Status.NOT_SOLVED: "not solved: the search ended with errors left; the best configuration is returned",
 }
 
 

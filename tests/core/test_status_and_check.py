@@ -18,7 +18,7 @@ class Result(NamedTuple):
 def test_every_code_is_explained_and_is_a_success_or_a_failure():
     for status in Status:
         assert len(explain(status)) > 10
-        assert succeeded(status) == (status.name in ("CONVERGED", "INVARIANT_SUBSPACE", "COMPLETED"))
+        assert succeeded(status) == (status.name in ("CONVERGED", "INVARIANT_SUBSPACE", "COMPLETED", "SOLVED"))
 
 
 def test_a_batch_is_summarised_by_counts():
