@@ -33,6 +33,7 @@ class Summary(NamedTuple):
 
 EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
+    "spectrum": "experiments.curvature.spectrum",
 }
 
 
