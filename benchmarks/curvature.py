@@ -202,12 +202,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
         "|" + " --- |" * 10,
     ]
     for row in {(row["network"], row["threads"], row["task"], row["library"]): row for row in rows}.values():
-        names = ("gradients_per_product", "num_steps", *COUNTS, "residual")
+        names = ("gradients_per_product", "num_steps", *COUNTS, "residual", "reference_stderr")
         notes = ", ".join(f"{name} {row[name]:.3g}" for name in names if name in row)
         low, high = (f"{1e-3 * ms:.3g}" for ms in row["ms_quartiles"])
         cells = [row["network"], str(row["threads"]), row["task"], row["library"], f"{1e-3 * row['ms']:.3g}"]
         cells += [f"{low} .. {high}", f"{row['jflat_over_this']:.2f}", f"{row['jflat_over_this_paired']:.2f}"]
-        lines.append("| " + " | ".join([*cells, f"{row['error']:.0e}", notes]) + " |")
+        cells += [f"{row['error']:.0e}" if "error" in row else "", notes]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -252,18 +253,19 @@ def main(
                     for row in _compare(task, workers, reference, repeats, clock, sizes["tolerance"]):
                         if task == "gradient":
                             gradients[row["library"]] = row["ms"]
-                        elif task in products and "jflat" in gradients:
-                            own = gradients.get(row["library"], gradients["jflat"])
+                        elif task in products and gradients:
+                            own = gradients.get(row["library"], gradients[libraries[0].name])
                             row["gradients_per_product"] = round(row["ms"] / products[task] / own, 2)
                         about = {"benchmark": "curvature", "network": name, "parameters": len(problem["direction"])}
                         about |= {"samples": len(problem["y"]), "data": data, "loss": loss, "task": task}
                         about |= {"threads": len(cores) or os.cpu_count(), "repeats": repeats}
                         rows.append(record(output, about | row))
+                    if output is not None:
+                        stored = [json.loads(line) for line in output.read_text().splitlines()]
+                        stored = [row for row in stored if row["benchmark"] == "curvature"]
+                        output.with_suffix(".md").write_text(_table(stored))
             finally:
                 for worker in workers:
                     worker.close()
     print(_table(rows))
-    if output is not None:
-        stored = [json.loads(line) for line in output.read_text().splitlines()]
-        output.with_suffix(".md").write_text(_table([row for row in stored if row["benchmark"] == "curvature"]))
     return rows
