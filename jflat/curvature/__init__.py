@@ -10,7 +10,9 @@ Numbers, from any `jflat.core.LinearOperator`:
 
 - `eigenpairs` -> `EigenResult`: the largest or smallest eigenvalues, with vectors and residuals
 - `spectral_density` -> `DensityResult`; `smooth_density`, `density_moments`: all eigenvalues as a density, with errors
-- `trace` -> `TraceResult`: the sum of the eigenvalues, with its error
+- `trace` -> `TraceResult`: the sum of the eigenvalues by Hutchinson, Hutch++ or XTrace, with its error
+- `frobenius_norm` -> `FrobeniusResult`: the root of the sum of squared eigenvalues, with its error
+- `diagonal` -> `DiagonalResult`: the diagonal, with an error for each entry
 
 Building blocks:
 
@@ -19,8 +21,10 @@ Building blocks:
 """
 
 from jflat.curvature.density import DensityResult, density_moments, smooth_density, spectral_density
+from jflat.curvature.diagonal import DiagonalResult, diagonal
 from jflat.curvature.eigenpairs import EigenResult, eigenpairs
 from jflat.curvature.fisher import fisher
+from jflat.curvature.frobenius import FrobeniusResult, frobenius_norm
 from jflat.curvature.gauss_newton import gauss_newton
 from jflat.curvature.hessian import hessian
 from jflat.curvature.lanczos import (
@@ -37,14 +41,18 @@ from jflat.curvature.trace import TraceResult, trace
 
 __all__ = [
     "DensityResult",
+    "DiagonalResult",
     "EigenResult",
+    "FrobeniusResult",
     "LanczosResult",
     "LanczosState",
     "RitzResult",
     "TraceResult",
     "density_moments",
+    "diagonal",
     "eigenpairs",
     "fisher",
+    "frobenius_norm",
     "gauss_newton",
     "hessian",
     "lanczos",

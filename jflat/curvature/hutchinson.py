@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import LinearOperator, tree
-from jflat.curvature.probes import mean_and_stderr, outcome, over_probes
+from jflat.curvature.probes import mean_and_stderr, outcome, over_probes, wide_dtype
 
 __all__ = ["TraceResult", "hutchinson", "trace_of_samples"]
 
@@ -43,7 +43,7 @@ def trace_of_samples(samples: jax.Array, num_matvecs: int) -> TraceResult:
 
 def hutchinson(operator: LinearOperator, key: jax.Array, *, num_probes: int, loop: str) -> TraceResult:
     """n samples z^T A z; n products, one after the other, in the memory of one. Called by `jflat.curvature.trace`."""
-    samples = jnp.zeros(num_probes, tree.inner(*2 * (tree.zeros_like(operator.structure),)).dtype)
+    samples = jnp.zeros(num_probes, wide_dtype(operator.structure))
     samples = over_probes(operator, key, _add_sample, samples, num_probes=num_probes, loop=loop)
     return trace_of_samples(samples, num_probes)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jflat.core import LinearOperator, Status, tree
 from jflat.core.loop import repeat
 
-__all__ = ["mean_and_stderr", "outcome", "over_probes"]
+__all__ = ["mean_and_stderr", "outcome", "over_probes", "wide_dtype"]
 
 PyTree = Any
 Update = Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree]
@@ -79,3 +79,8 @@ def mean_and_stderr(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
 def outcome(*values: PyTree) -> jax.Array:
     """COMPLETED, or NON_FINITE where a NaN or an infinity is among the values."""
     return jnp.where(tree.all_finite(values), Status.COMPLETED, Status.NON_FINITE).astype(jnp.int32)
+
+
+def wide_dtype(v: PyTree) -> Any:
+    """The dtype of inner products with v (arrays or `ShapeDtypeStruct`s): float64 if any leaf is, else float32."""
+    return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(v)) else jnp.float32

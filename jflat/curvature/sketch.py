@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jflat.core import tree
 from jflat.curvature.basis import combine
+from jflat.curvature.probes import wide_dtype
 
 __all__ = ["OrthonormalRows", "gram", "orthonormal_rows", "random_rows"]
 
@@ -50,7 +51,7 @@ def orthonormal_rows(rows: PyTree) -> OrthonormalRows:
 
     Cost: two to four passes of 4 m^2 P flops, and the memory of one copy of Y.
     """
-    dtype = _dtype(rows)
+    dtype = wide_dtype(rows)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in jax.tree.leaves(rows)]))
     unit = jnp.where(largest > 0, largest, 1)  # squares of small curvatures would underflow
     rows = jax.tree.map(lambda x: (x.astype(dtype) / unit).astype(x.dtype), rows)
@@ -75,7 +76,7 @@ def orthonormal_rows(rows: PyTree) -> OrthonormalRows:
 
 def gram(a: PyTree, b: PyTree) -> jax.Array:
     """(m, n): the inner products of the m rows of a with the n rows of b, in at least float32."""
-    dtype = _dtype((a, b))
+    dtype = wide_dtype((a, b))
 
     def one(x: jax.Array, y: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim))
@@ -97,8 +98,3 @@ def _drawing(
 ) -> Callable[[jax.Array], PyTree]:
     like = jax.tree.unflatten(treedef, leaves)
     return jax.jit(lambda key: jax.lax.map(lambda key: sampler(key, like), jax.random.split(key, number)))
-
-
-def _dtype(rows: PyTree) -> Any:
-    """That of `tree.inner`."""
-    return jnp.float64 if any(x.dtype == jnp.float64 for x in jax.tree.leaves(rows)) else jnp.float32
