@@ -16,20 +16,23 @@ Claims, each from networks and data larger than here, measured on networks that 
 
 What is measured, at the last parameters of plain SGD, over the whole training set (`measure_solution`): the densities
 of the Hessian H and of the Gauss-Newton matrix G by stochastic Lanczos quadrature with full re-orthogonalisation, their
-3 C largest eigenpairs, the smallest eigenvalues of H, and for each layer the density, the largest eigenvalues and the
-trace of its diagonal block. And at `num_evals` times along training (`measure_gradient`), with V the C top eigenvectors
-of H at that moment, the part |V^T g|^2 / |g|^2 of the gradient g, of the whole set and of a fresh mini-batch.
+3 C largest eigenpairs, the smallest eigenvalues of H, the sums of H's diagonal over each layer, and for each layer the
+density, the largest eigenvalues and the trace of its diagonal block. And at `num_evals` times along training
+(`measure_gradient`), with V the C top eigenvectors of H at that moment, the part |V^T g|^2 / |g|^2 of the gradient g,
+of the whole set and of a fresh mini-batch.
 
-The seeds of a network are trained side by side (`vmap`). How the numbers above become claims is defined in
-`spectrum_page`; no knob was tuned towards them.
+The seeds of a network are trained side by side (`vmap`) and measured one after the other: a single product fills two
+cores, and `vmap` over the four seeds took 1.1 times as long, and twice as long to compile. How the numbers above become
+claims is defined in `spectrum_page`; no knob was tuned towards them.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,7 +45,7 @@ from experiments.curvature import spectrum_page
 from experiments.curvature.networks import LABELS, make_model
 from experiments.registry import Progress, Summary
 from jflat.core import LinearOperator, tree
-from jflat.curvature import EigenResult, eigenpairs, gauss_newton, hessian, spectral_density, trace
+from jflat.curvature import EigenResult, diagonal, eigenpairs, gauss_newton, hessian, spectral_density, trace
 from jflat.data import Batches, downscale, hold_out, load_images, mean_over_batches, split_batches, standardise
 from jflat.losses import accuracy_error, cross_entropy, on_model
 from jflat.models import Model
@@ -110,7 +113,7 @@ class Config:
     block_probes: int = 4
     block_eigenvalues: int = 12
     trace_probes: int = 60
-    """Products for the trace of each block."""
+    """Products for the trace of each block, and for the diagonal."""
 
 
 PRESETS = {
@@ -184,8 +187,14 @@ def _model(config: Config, name: str, splits: Splits) -> Model:
     return make_model(name, shape, splits.num_classes, **{size: getattr(config, size) for size in sizes})
 
 
+@functools.cache  # one function per model: the compiled programs of one seed serve the next
+def _model_fn(model: Model) -> Callable[[PyTree, jax.Array], jax.Array]:
+    return lambda params, x: model.apply(params, {}, x)
+
+
+@functools.cache
 def _loss_fn(model: Model) -> Callable[[PyTree, PyTree], jax.Array]:
-    return on_model(cross_entropy, lambda params, x: model.apply(params, {}, x))
+    return on_model(cross_entropy, _model_fn(model))
 
 
 def make_run(config: Config, model: Model, splits: Splits) -> Train:
@@ -219,138 +228,126 @@ def _training_batches(splits: Splits) -> Any:
     return splits.train if is_small else split_batches(splits.train, LARGEST_BATCH)
 
 
-def _per_seed(measure: Callable[..., dict[str, jax.Array]]) -> Callable[..., Any]:
-    """`measure(data, params, key)` of one seed after the other, compiled; the data are an argument, not a constant.
-
-    Side by side (`vmap`) the four seeds of the default MLP take 1.1 times as long on two cores and twice as long to
-    compile: a single product fills the cores.
-    """
-    return jax.jit(lambda data, *rows: jax.lax.map(lambda row: measure(data, *row), rows))
-
-
 def _eigenvalues(result: EigenResult) -> dict[str, jax.Array]:
     return {"values": result.values, "residuals": result.residuals, "status": result.status}
 
 
-def measure_solution(config: Config, model: Model, splits: Splits, params: PyTree) -> Iterator[tuple[str, Arrays]]:
-    """Measure the solutions of all seeds (params stacked), one kind of number after the other: (what, arrays) pairs.
+def _density(operator: LinearOperator, key: jax.Array, num_steps: int, num_probes: int) -> dict[str, jax.Array]:
+    result = spectral_density(operator, key, num_steps=min(num_steps, operator.size), num_probes=num_probes)
+    return {"nodes": result.nodes, "weights": result.weights, "density_status": jnp.max(result.status)}
 
-    Arrays have the seeds along the first axis: `hessian.nodes`, `hessian.values`, `block.<layer>.trace` and so on.
-    """
-    data, num_classes = _training_batches(splits), splits.num_classes
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2), config.num_seeds)
-    loss_fn = _loss_fn(model)
 
-    def operator(kind: str, data: PyTree, params: PyTree, layer: str | None = None) -> LinearOperator:
-        mask = None if layer is None else {name: name == layer for name in params}
-        if kind == "hessian":
-            return hessian(loss_fn, params, data, mask=mask)
-        return gauss_newton(lambda p, x: model.apply(p, {}, x), cross_entropy, params, data, mask=mask)
+@jax.jit
+def _flat(vectors: PyTree) -> jax.Array:
+    """(t, P) from vectors with leaves (t, ...)."""
+    return jax.vmap(lambda v: jax.flatten_util.ravel_pytree(v)[0])(vectors)
 
-    def density(operator: LinearOperator, key: jax.Array, num_steps: int, num_probes: int) -> dict[str, jax.Array]:
-        steps = min(num_steps, operator.size)
-        result = spectral_density(operator, key, num_steps=steps, num_probes=num_probes)
-        return {"nodes": result.nodes, "weights": result.weights, "density_status": jnp.max(result.status)}
 
-    def whole(kind: str, data: PyTree, params: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-        key_density, key_top, key_low = jax.random.split(key, 3)
-        matrix = operator(kind, data, params)
-        top = eigenpairs(matrix, key_top, num=min(3 * num_classes, matrix.size))
-        found = density(matrix, key_density, config.density_steps, config.density_probes) | _eigenvalues(top)
-        found["vectors"] = jax.vmap(lambda v: jax.flatten_util.ravel_pytree(v)[0])(
-            jax.tree.map(lambda x: x[:num_classes], top.vectors)
-        )
-        if kind == "hessian":
-            low = eigenpairs(matrix, key_low, num=config.num_smallest, which="smallest")
-            found |= {f"smallest_{name}": value for name, value in _eigenvalues(low).items()}
-        return found
+def measure_solution(config: Config, model: Model, splits: Splits, params: PyTree, key: jax.Array) -> Arrays:
+    """Everything about one solution: `hessian.nodes`, `hessian.values`, `block.<layer>.trace` and so on."""
+    data, num_classes, loss_fn = _training_batches(splits), splits.num_classes, _loss_fn(model)
+    found: dict[str, Any] = {}
 
-    def block(layer: str, data: PyTree, params: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-        key_density, key_top, key_trace = jax.random.split(key, 3)
-        matrix = operator("hessian", data, params, layer)
-        top = eigenpairs(matrix, key_top, num=min(config.block_eigenvalues, matrix.size))
-        total = trace(matrix, key_trace, num_probes=config.trace_probes)
-        found = density(matrix, key_density, config.block_steps, config.block_probes) | _eigenvalues(top)
-        return found | {"trace": total.value, "trace_stderr": total.stderr, "trace_status": total.status}
+    def add(prefix: str, arrays: dict[str, Any]) -> None:
+        found.update({f"{prefix}.{name}": np.asarray(value) for name, value in arrays.items()})
 
-    vectors = {}
-    for kind in ("hessian", "gauss_newton"):
-        yield kind, {}
-        found = jax.device_get(_per_seed(jax.tree_util.Partial(whole, kind))(data, params, keys))
-        vectors[kind] = found.pop("vectors")
-        yield kind, {f"{kind}.{name}": value for name, value in found.items()}
-    products = np.einsum("sip,sjp->sij", vectors["hessian"], vectors["gauss_newton"], optimize=True)
-    yield "gauss_newton", {"gauss_newton.shared": np.sum(products**2, axis=(1, 2)) / num_classes}
+    key_density, key_ends, key_trace = jax.random.split(key, 3)
+    whole = {
+        "hessian": hessian(loss_fn, params, data),
+        "gauss_newton": gauss_newton(_model_fn(model), cross_entropy, params, data),
+    }
+    spaces = {}
+    for kind, matrix in whole.items():  # the same random vectors for both
+        add(kind, _density(matrix, key_density, config.density_steps, config.density_probes))
+        top = eigenpairs(matrix, key_ends, num=min(3 * num_classes, matrix.size))
+        add(kind, _eigenvalues(top))
+        spaces[kind] = _flat(jax.tree.map(lambda x: x[:num_classes], top.vectors))
+    low = eigenpairs(whole["hessian"], key_ends, num=config.num_smallest, which="smallest")
+    add("hessian", {f"smallest_{name}": value for name, value in _eigenvalues(low).items()})
+    products = jnp.matmul(spaces["hessian"], spaces["gauss_newton"].T, precision="highest")
+    add("gauss_newton", {"shared": jnp.sum(products**2) / num_classes})
+
+    curvatures = diagonal(whole["hessian"], key_trace, num_probes=config.trace_probes)
+    add("hessian", {"diagonal_status": curvatures.status})
     for layer in params:
-        yield layer, {}
-        found = jax.device_get(_per_seed(jax.tree_util.Partial(block, layer))(data, params, keys))
-        yield layer, {f"block.{layer}.{name}": value for name, value in found.items()}
+        block = hessian(loss_fn, params, data, mask={name: name == layer for name in params})
+        total = trace(block, key_trace, num_probes=config.trace_probes)
+        name = f"block.{layer}"
+        add(name, _density(block, key_density, config.block_steps, config.block_probes))
+        add(name, _eigenvalues(eigenpairs(block, key_ends, num=min(config.block_eigenvalues, block.size))))
+        add(name, {"trace": total.value, "trace_stderr": total.stderr, "trace_status": total.status})
+        add(name, {"diagonal": sum(jnp.sum(leaf) for leaf in jax.tree.leaves(curvatures.value[layer]))})
+    return found
 
 
-def measure_gradient(
-    config: Config, model: Model, splits: Splits, params: PyTree, flat: np.ndarray
-) -> Iterator[tuple[int, Arrays]]:
-    """The part of the gradient in the space of the top C eigenvectors, at the parameters flat[:, t] (S, T, P).
+def measure_gradient(config: Config, model: Model, splits: Splits, params: PyTree, key: jax.Array) -> Arrays:
+    """The part |V^T g|^2 / |g|^2 of the gradient in the space of the top C eigenvectors V, at one moment of training.
 
-    Yields (t, arrays over seeds) one time after the other: `full` for the gradient over the training set, `batch` for
-    that of a mini-batch as in training, `status` of the eigenvectors.
+    `full` is of the gradient over the training set, `batch` of that of a fresh mini-batch as in training, `status` of
+    the eigenvectors.
     """
     data, loss_fn = _training_batches(splits), _loss_fn(model)
-    _, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(lambda x: x[0], params))
-    size = min(config.batch_size, config.num_train)
+    key_vectors, key_batch = jax.random.split(key)
+    top = eigenpairs(hessian(loss_fn, params, data), key_vectors, num=splits.num_classes)
+    images, labels = splits.train
+    chosen = jax.random.choice(key_batch, len(labels), (min(config.batch_size, config.num_train),), replace=False)
+    gradients = (
+        _gradient(jax.tree_util.Partial(loss_fn), params, data),
+        _gradient(jax.tree_util.Partial(loss_fn), params, (images[chosen], labels[chosen])),
+    )
+    full, batch = (_share(top.vectors, gradient) for gradient in gradients)
+    return {"full": np.asarray(full), "batch": np.asarray(batch), "status": np.asarray(top.status)}
 
-    def part(data: PyTree, point: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        whole, images, labels = data
-        params = unravel(point)
-        key_vectors, key_batch = jax.random.split(key)
-        top = eigenpairs(hessian(loss_fn, params, whole), key_vectors, num=splits.num_classes)
-        chosen = jax.random.permutation(key_batch, len(labels))[:size]
 
-        def share(gradient: PyTree) -> jax.Array:
-            parts = jax.vmap(lambda v: tree.inner(v, gradient))(top.vectors)
-            square = tree.squared_norm(gradient)
-            return jnp.sum(parts**2) / jnp.where(square > 0, square, jnp.nan)
+@jax.jit
+def _gradient(loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, data: Any) -> PyTree:
+    return mean_over_batches(lambda batch: jax.grad(loss_fn)(params, batch), data)
 
-        full = share(mean_over_batches(lambda batch: jax.grad(loss_fn)(params, batch), whole))
-        return {"full": full, "batch": share(jax.grad(loss_fn)(params, (images[chosen], labels[chosen])))} | {
-            "status": top.status
-        }
 
-    measure = _per_seed(part)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 3), flat.shape[:2])
-    for t in range(flat.shape[1]):
-        yield t, jax.device_get(measure((data, *splits.train), jnp.asarray(flat[:, t]), keys[:, t]))
+@jax.jit
+def _share(vectors: PyTree, gradient: PyTree) -> jax.Array:
+    parts = jax.vmap(lambda v: tree.inner(v, gradient))(vectors)
+    square = tree.squared_norm(gradient)
+    return jnp.sum(parts**2) / jnp.where(square > 0, square, jnp.nan)
 
 
 def _measure(config: Config, name: str, model: Model, splits: Splits, folder: pathlib.Path, tell: Any) -> None:
     """Train and measure all seeds of one network, and store the part."""
     start = time.monotonic()
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.num_seeds)
+    key_train, key_solution, key_gradient = (
+        jax.random.split(jax.random.fold_in(jax.random.key(config.seed), stream), config.num_seeds)
+        for stream in (1, 2, 3)
+    )
     result = train_seeds(
         make_run(config, model, splits),
-        keys,
+        key_train,
         directory=folder / "checkpoints",
         identity=f"{name} {json.dumps(dataclasses.asdict(config), sort_keys=True)}",
         on_interval=lambda done, of: tell(0.1 * done / of, "training"),
     )
     history = {key: np.asarray(value) for key, value in result.history.items()}
     flat = history.pop("params")
-    arrays: Arrays = {f"history.{key}": value for key, value in history.items()}
+    solutions, moments = [], []
+    for seed in range(config.num_seeds):
+        tell(0.1 + 0.5 * seed / config.num_seeds, "spectra at the end")
+        params = jax.tree.map(lambda x, s=seed: x[s], result.params)
+        solutions.append(measure_solution(config, model, splits, params, key_solution[seed]))
+    _, unravel = jax.flatten_util.ravel_pytree(params)
+    for seed in range(config.num_seeds):
+        tell(0.6 + 0.4 * seed / config.num_seeds, "gradients along training")
+        keys = jax.random.split(key_gradient[seed], config.num_evals)
+        points = zip(map(unravel, jnp.asarray(flat[seed])), keys, strict=True)
+        moments.append(_stacked([measure_gradient(config, model, splits, *point) for point in points]))
+    arrays = _stacked(solutions) | {f"gradient.{key}": value for key, value in _stacked(moments).items()}
+    arrays |= {f"history.{key}": value for key, value in history.items()}
     arrays["failed_step"] = np.asarray(result.failed_step)
-    arrays["sizes"] = np.asarray([tree.size(part) // config.num_seeds for part in result.params.values()])
-    parts = 2.0 + len(result.params)
-    done = 0.0
-    for what, found in measure_solution(config, model, splits, result.params):
-        done += bool(found)
-        tell(0.1 + 0.5 * min(done / parts, 1.0), f"spectrum, {what.replace('_', ' ')}")
-        arrays |= found
-    times = []
-    for t, found in measure_gradient(config, model, splits, result.params, flat):
-        times.append(found)
-        tell(0.6 + 0.4 * (t + 1) / config.num_evals, "gradient and top eigenvectors")
-    arrays |= {f"gradient.{key}": np.stack([found[key] for found in times], axis=1) for key in times[0]}
-    save_run(folder, config, arrays, {"layers": list(result.params)}, time.monotonic() - start)
+    arrays["sizes"] = np.asarray([tree.size(part) for part in params.values()])
+    save_run(folder, config, arrays, {"layers": list(params)}, time.monotonic() - start)
     shutil.rmtree(folder / "checkpoints")
+
+
+def _stacked(rows: list[Arrays]) -> Arrays:
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:

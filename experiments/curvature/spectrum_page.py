@@ -51,6 +51,7 @@ STATUSES = {
     "hessian.status": "largest eigenvalues of H",
     "hessian.smallest_status": "smallest eigenvalues of H",
     "hessian.density_status": "density of H",
+    "hessian.diagonal_status": "diagonal of H",
     "gauss_newton.status": "largest eigenvalues of G",
     "gauss_newton.density_status": "density of G",
     "gradient.status": "top eigenvectors along training",
@@ -170,6 +171,7 @@ def _layer_rows(arrays: Arrays, layers: list[str], num_classes: int) -> list[dic
         get = lambda name, layer=layer: np.asarray(arrays[f"block.{layer}.{name}"], np.float64)  # noqa: E731
         row = {"layer": layer, "size": int(size), "top": _measured(get("values")[:, 0])._asdict()}
         row["trace"] = _measured(get("trace"))._asdict()
+        row["diagonal"] = _measured(get("diagonal"))._asdict()
         row["probe_stderr"] = float(np.sqrt(np.mean(get("trace_stderr") ** 2)))
         row["outliers"] = _measured(largest_ratio(get("values")))._asdict()
         rows.append(row)
@@ -306,17 +308,35 @@ def _tables(run: Mapping[str, Any], name: str, arrays: Arrays) -> list[tuple[lis
     caption = "The largest eigenvalues, and the ratio of each of H to the next."
     tables.append((["k", "λ_k(H)", "λ_k(G)", "λ_k/λ_(k+1)"], rows, caption))
     rows = [
-        [r["layer"], r["size"], _cell(r["top"]), _cell(r["trace"]), r["probe_stderr"], _cell(r["outliers"])]
+        [
+            r["layer"],
+            r["size"],
+            *map(_cell, (r["top"], r["trace"], r["diagonal"])),
+            r["probe_stderr"],
+            _cell(r["outliers"]),
+        ]
         for r in own["layers"]
     ]
     total = np.sum([np.asarray(arrays[f"block.{r['layer']}.trace"], np.float64) for r in own["layers"]], axis=0)
-    rows.append(["all layers", own["size"], None, _measured(total), None, None])
-    rows.append(["H, by its density", own["size"], _cell(own["top eigenvalue"]), _cell(own["trace"]), None, None])
+    rows.append(["all layers", own["size"], None, _measured(total), None, None, None])
+    rows.append(
+        ["H, by its density", own["size"], *map(_cell, (own["top eigenvalue"], own["trace"])), None, None, None]
+    )
     caption = (
         "Diagonal blocks of H, one for each layer. The traces of all layers add up to that of H, which its density "
-        "estimates from other probes. Outliers: place of the largest ratio among the block's computed eigenvalues."
+        "estimates from other probes; each is the sum of H's diagonal over the layer, estimated from H as a whole. The "
+        "error of a trace is that of its probes, in one seed. Outliers: place of the largest ratio among the block's "
+        "computed eigenvalues."
     )
-    header = ["layer", "parameters", "largest eigenvalue", "trace", "error of the probes, each seed", "outliers"]
+    header = [
+        "layer",
+        "parameters",
+        "largest eigenvalue",
+        "trace",
+        "sum of H's diagonal",
+        "error of a trace",
+        "outliers",
+    ]
     tables.append((header, rows, caption))
     return tables
 
