@@ -9,7 +9,8 @@ Operators, from a loss or a model, at a point, over one batch or a data set:
 Numbers, from any `jflat.core.LinearOperator`:
 
 - `eigenpairs` -> `EigenResult`: the largest or smallest eigenvalues, with vectors and residuals
-- `spectral_density` -> `DensityResult`; `smooth_density`, `density_moments`: all eigenvalues as a density, with errors
+- `spectral_density` -> `DensityResult`: all eigenvalues as a density; `smooth_density`, `cumulative_density`,
+  `density_moments`: curves, fractions and moments of it, with errors; `density_grid`: where to draw it
 - `trace` -> `TraceResult`: the sum of the eigenvalues by Hutchinson, Hutch++ or XTrace, with its error
 - `frobenius_norm` -> `FrobeniusResult`: the root of the sum of squared eigenvalues, with its error
 - `diagonal` -> `DiagonalResult`: the diagonal, with an error for each entry
@@ -20,7 +21,8 @@ Building blocks:
 - `lanczos_init`, `lanczos_step`, `lanczos_result`, `LanczosState`: the same, driven step by step
 """
 
-from jflat.curvature.density import DensityResult, density_moments, smooth_density, spectral_density
+from jflat.curvature.density import DensityResult, spectral_density
+from jflat.curvature.density_curves import cumulative_density, density_grid, density_moments, smooth_density
 from jflat.curvature.diagonal import DiagonalResult, diagonal
 from jflat.curvature.eigenpairs import EigenResult, eigenpairs
 from jflat.curvature.fisher import fisher
@@ -48,6 +50,8 @@ __all__ = [
     "LanczosState",
     "RitzResult",
     "TraceResult",
+    "cumulative_density",
+    "density_grid",
     "density_moments",
     "diagonal",
     "eigenpairs",

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jflat.core import LinearOperator, Status, tree
 from jflat.core.loop import repeat
 
-__all__ = ["mean_and_stderr", "outcome", "over_probes", "wide_dtype"]
+__all__ = ["drawing", "mean_and_stderr", "outcome", "over_probes", "wide_dtype"]
 
 PyTree = Any
+Sampler = Callable[[jax.Array, PyTree], PyTree]
 Update = Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree]
 
 
@@ -34,21 +35,18 @@ def over_probes(
       num_probes: n.
       loop: "device" or "host", of `jflat.core.loop.choose`.
     """
-    leaves, treedef = jax.tree.flatten(operator.structure)
-    draw, add = _drawing(treedef, tuple(leaves)), _adding(update)
+    draw, add = _next_probe(drawing(tree.random_rademacher, operator.structure)), _adding(update)
     carry = (jax.random.split(key, num_probes), jnp.zeros((), jnp.int32), total)
     return repeat(draw, add, operator, carry, num_steps=num_probes, loop=loop)[2]
 
 
 @functools.lru_cache(maxsize=256)
-def _drawing(treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[PyTree], PyTree]:
-    structure = jax.tree.unflatten(treedef, leaves)
-
-    def draw(carry: PyTree) -> PyTree:
+def _next_probe(draw: Callable[[jax.Array], PyTree]) -> Callable[[PyTree], PyTree]:
+    def next_probe(carry: PyTree) -> PyTree:
         keys, index, _ = carry
-        return tree.random_rademacher(keys[index], structure)
+        return draw(keys[index])
 
-    return draw
+    return next_probe
 
 
 @functools.cache
@@ -58,6 +56,18 @@ def _adding(update: Update) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
         return keys, index + 1, update(total, index, z, product)
 
     return add
+
+
+def drawing(sampler: Sampler, like: PyTree) -> Callable[[jax.Array], PyTree]:
+    """The function key -> sampler(key, like), compiled once for all trees like `like`; a function of this package."""
+    leaves, treedef = jax.tree.flatten(tree.structure_of(like))
+    return _drawing(sampler, treedef, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _drawing(sampler: Sampler, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[jax.Array], PyTree]:
+    like = jax.tree.unflatten(treedef, leaves)
+    return jax.jit(lambda key: sampler(key, like))
 
 
 def mean_and_stderr(samples: jax.Array) -> tuple[jax.Array, jax.Array]:

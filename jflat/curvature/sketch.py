@@ -15,21 +15,17 @@ sharded leaves stay where they are: the only sums over devices are the m x m Gra
 In float32 the range is met to 20 eps, and to eps / sqrt(delta) = 4e-5 where rows were dropped; a trace sees the square.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jflat.core import tree
 from jflat.curvature.basis import combine
-from jflat.curvature.probes import wide_dtype
+from jflat.curvature.probes import Sampler, drawing, wide_dtype
 
 __all__ = ["OrthonormalRows", "gram", "orthonormal_rows", "random_rows"]
 
 PyTree = Any
-Sampler = Callable[[jax.Array, PyTree], PyTree]
 
 _MAX_PASSES = 4
 
@@ -88,13 +84,4 @@ def gram(a: PyTree, b: PyTree) -> jax.Array:
 
 def random_rows(sampler: Sampler, key: jax.Array, like: PyTree, number: int) -> PyTree:
     """Independent random vectors shaped like `like`, as rows: leaves (number, *leaf.shape)."""
-    leaves, treedef = jax.tree.flatten(tree.structure_of(like))
-    return _drawing(sampler, treedef, tuple(leaves), number)(key)
-
-
-@functools.lru_cache(maxsize=256)
-def _drawing(
-    sampler: Sampler, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], number: int
-) -> Callable[[jax.Array], PyTree]:
-    like = jax.tree.unflatten(treedef, leaves)
-    return jax.jit(lambda key: jax.lax.map(lambda key: sampler(key, like), jax.random.split(key, number)))
+    return jax.lax.map(drawing(sampler, like), jax.random.split(key, number))
