@@ -182,7 +182,7 @@ def lanczos(
 def _lanczos(
     operator: LinearOperator, v0: PyTree, *, loop: str, num_steps: int, reorthogonalise: str, keep_basis: bool
 ) -> LanczosResult:
-    start = part(_start, loop, static=("num_steps", "reorthogonalise", "keep_basis"))
+    start = part(start_state, loop, static=("num_steps", "reorthogonalise", "keep_basis"))
     state = start(v0, num_steps=num_steps, reorthogonalise=reorthogonalise, keep_basis=keep_basis)
     state = repeat(next_row, after_product(reorthogonalise), operator, state, num_steps=num_steps, loop=loop)
     result = part(lanczos_result, loop)(state)
@@ -194,7 +194,7 @@ def lanczos_init(
 ) -> LanczosState:
     """The state before the first of `num_steps` steps from `v0`; refuses what `lanczos` refuses. `v0` is copied."""
     _check(operator, v0, num_steps, reorthogonalise)
-    return _start(v0, num_steps=num_steps, reorthogonalise=reorthogonalise, keep_basis=keep_basis)
+    return start_state(v0, num_steps=num_steps, reorthogonalise=reorthogonalise, keep_basis=keep_basis)
 
 
 def lanczos_step(operator: LinearOperator, state: LanczosState, *, reorthogonalise: str = "full") -> LanczosState:
@@ -229,7 +229,8 @@ def _check(operator: LinearOperator, v0: PyTree, num_steps: int, reorthogonalise
     check.require_same_structure("lanczos", "v0", v0, operator.structure)
 
 
-def _start(v0: PyTree, *, num_steps: int, reorthogonalise: str, keep_basis: bool) -> LanczosState:
+def start_state(v0: PyTree, *, num_steps: int, reorthogonalise: str, keep_basis: bool) -> LanczosState:
+    """`lanczos_init` without the checks."""
     norm = safe_norm(v0)
     started = jnp.where(norm > 0, Status.COMPLETED, Status.ZERO_START)
     rows = lambda: jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), v0)  # noqa: E731
