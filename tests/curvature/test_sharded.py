@@ -1,35 +1,139 @@
-"""Curvature of parameters and data spread over eight devices. Oracle: the same call on one device."""
+"""Sharded parameters stay sharded: eight virtual devices give the numbers of one, and no program gathers parameters.
+
+Oracles: the same call on one device; the collectives and the shapes in the compiled program (HLO).
+"""
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jflat.core import Status
-from jflat.curvature import eigenpairs, hessian, lanczos
-from jflat.losses import on_model, squared_error
+from jflat.curvature import (
+    diagonal,
+    eigenpairs,
+    frobenius_norm,
+    gauss_newton,
+    hessian,
+    lanczos,
+    spectral_density,
+    trace,
+)
+from jflat.losses import cross_entropy
+
+WIDTH, HIDDEN, CLASSES, SAMPLES = 24, 40, 5, 16
 
 
-def test_sharded_parameters_and_data_give_the_same_curvature_and_a_sharded_basis(key):
-    """One array with a free axis split, one with a contracted axis split, and the samples split."""
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
-    keys = jax.random.split(key, 4)
-    params = {"in": jax.random.normal(keys[0], (3, 16)), "out": jax.random.normal(keys[1], (16, 2))}
-    data = jax.random.normal(keys[2], (8, 3)), jax.random.normal(keys[3], (8, 2))
+def model_fn(params, x):
+    return (jnp.tanh(x @ params["in"] + params["bias"]) @ params["out"])[:, :CLASSES]
 
-    @jax.jit
-    def curvature(params, data, key):
-        operator = hessian(on_model(squared_error, lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]), params, data)
-        return lanczos(operator, params, num_steps=8), eigenpairs(operator, key, num=2, num_steps=12)
 
-    want, want_pairs = curvature(params, data, key)
-    spread = {"in": place(params["in"], None, "x"), "out": place(params["out"], "x", None)}
-    got, got_pairs = curvature(spread, jax.tree.map(lambda x: place(x, "x"), data), place(key))
-    np.testing.assert_allclose(got.diagonal, want.diagonal, atol=1e-5)
-    np.testing.assert_allclose(got.off_diagonal, want.off_diagonal, atol=1e-5)
-    assert int(got_pairs.status) == Status.CONVERGED
-    np.testing.assert_allclose(got_pairs.values, want_pairs.values, rtol=1e-5)
-    for name, shard in (("in", (8, 3, 2)), ("out", (8, 2, 2))):
-        rows = got.basis[name]
-        assert rows.sharding.shard_shape(rows.shape) == shard
+def loss_fn(params, batch):
+    return cross_entropy(model_fn(params, batch[0]), batch[1])
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    params = {
+        "in": rng.normal(size=(WIDTH, HIDDEN)) / WIDTH**0.5,
+        "bias": rng.normal(size=HIDDEN) / 10,
+        "out": rng.normal(size=(HIDDEN, WIDTH)) / HIDDEN**0.5,
+    }
+    data = (rng.normal(size=(SAMPLES, WIDTH)), rng.integers(CLASSES, size=SAMPLES))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), (
+        jnp.asarray(data[0], jnp.float32),
+        jnp.asarray(data[1], jnp.int32),
+    )
+
+
+def placed(shape, params, data):
+    """Hidden units over "model", samples over "data"."""
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    params = {
+        "in": place(params["in"], None, "model"),
+        "bias": place(params["bias"], "model"),
+        "out": place(params["out"], "model", None),
+    }
+    return params, place(data, "data")
+
+
+def numbers(result):
+    """What must agree between one device and eight: everything but vectors, whose signs may differ."""
+    return {name: x for name, x in result._asdict().items() if name not in ("basis", "residual", "vectors")}
+
+
+ALGORITHMS = {
+    "lanczos": lambda op, key: lanczos(op, jax.tree.map(_ones, op.structure), num_steps=9),
+    "selective": lambda op, key: lanczos(
+        op, jax.tree.map(_ones, op.structure), num_steps=9, reorthogonalise="selective"
+    ),
+    "eigenpairs": lambda op, key: eigenpairs(op, key, num=3, num_steps=12, max_restarts=3),
+    "density": lambda op, key: spectral_density(op, key, num_steps=6, num_probes=2),
+    "hutchinson": lambda op, key: trace(op, key, num_probes=4),
+    "hutch++": lambda op, key: trace(op, key, num_probes=9, method="hutch++"),
+    "xtrace": lambda op, key: trace(op, key, num_probes=6, method="xtrace"),
+    "diagonal": lambda op, key: diagonal(op, key, num_probes=4),
+    "frobenius norm": lambda op, key: frobenius_norm(op, key, num_probes=4),
+}
+
+
+def _ones(x):
+    return jnp.ones(x.shape, x.dtype)
+
+
+def collectives(program):
+    """(kind, shapes) of each collective in a compiled program's text."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program)
+    return [(kind, shapes) for shapes, kind in found]
+
+
+def whole_leaves(program):
+    """Shapes with a whole leaf of the parameters in them, or rows of such: something was gathered or replicated."""
+    shapes = set(re.findall(r"[fsu]\d+\[([\d,]+)\]", program))
+    leaf = re.compile(rf"(\d+,)*({WIDTH},{HIDDEN}|{HIDDEN},{WIDTH}|{WIDTH * HIDDEN})")
+    return {shape for shape in shapes if leaf.fullmatch(shape)}
+
+
+def assert_nothing_is_gathered(program):
+    assert {kind for kind, _ in collectives(program)} == {"all-reduce"}
+    assert whole_leaves(program) == set()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_eight_devices_give_the_numbers_of_one_and_gather_nothing(name, key):
+    """Hidden units over four devices, samples over two; the operator is built in the program."""
+    params, data = problem()
+    run = jax.jit(lambda p, b: ALGORITHMS[name](hessian(loss_fn, p, b), key))
+    want, sharded = numbers(run(params, data)), placed((2, 4), params, data)
+    compiled = run.lower(*sharded).compile()
+    assert_nothing_is_gathered(compiled.as_text())
+    got = numbers(compiled(*sharded))
+    for field in want:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got[field], want[field])
+
+
+@pytest.mark.parametrize("name", ["lanczos", "hutchinson"])
+def test_operators_built_before_the_program_gather_nothing(name, key):
+    """Here only the residuals of the linearisation say how the parameters are sharded."""
+    operator = gauss_newton(model_fn, cross_entropy, *placed((1, 8), *problem()))
+    assert_nothing_is_gathered(jax.jit(ALGORITHMS[name]).lower(operator, key).compile().as_text())
+
+
+def test_the_look_at_the_program_sees_a_gather():
+    params, _ = placed((1, 8), *problem())
+    program = jax.jit(lambda p: jnp.sort(p["out"].ravel())).lower(params).compile().as_text()
+    assert {kind for kind, _ in collectives(program)} & {"all-gather", "all-reduce", "all-to-all"}
+    assert whole_leaves(program)
+
+
+def test_vectors_come_back_sharded_like_the_parameters(key):
+    params, data = placed((1, 8), *problem())
+    result = lanczos(hessian(loss_fn, params, data), params, num_steps=4)
+    for name, leaf in result.basis.items():
+        assert leaf.sharding.is_equivalent_to(
+            NamedSharding(params[name].sharding.mesh, PartitionSpec(None, *params[name].sharding.spec)), leaf.ndim
+        )
