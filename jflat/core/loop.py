@@ -21,7 +21,7 @@ from jflat.core import check
 from jflat.core.operator import LinearOperator
 from jflat.core.tracing import is_traced
 
-__all__ = ["LOOPS", "choose", "compiled", "map_rows", "part", "repeat", "resolve", "run", "until"]
+__all__ = ["LOOPS", "choose", "compiled", "map_rows", "part", "repeat", "resolve", "run", "scan", "until"]
 
 PyTree = Any
 
@@ -147,3 +147,18 @@ def map_rows(fn: Callable[[PyTree], PyTree], rows: PyTree, *, loop: str) -> PyTr
     length = jax.tree.leaves(rows)[0].shape[0]
     results = [fn(jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(length)]
     return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+
+
+def scan(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, rows: PyTree, *, length: int = 0, loop: str
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan(body, carry, rows, length)`, or the same in Python; `length` is for `rows` of None."""
+    leaves = jax.tree.leaves(rows)
+    length = leaves[0].shape[0] if leaves else length
+    if loop == "device":
+        return jax.lax.scan(body, carry, rows, length=length)
+    results = []
+    for i in range(length):
+        carry, result = body(carry, jax.tree.map(lambda x, i=i: x[i], rows))
+        results.append(result)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *results)

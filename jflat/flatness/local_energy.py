@@ -88,6 +88,8 @@ def local_energy(
     steps of 1/M. It can be negative at a point that is not a minimum. Infinite sigmas are refused, large ones are not.
 
     Cost: (n n_sigma + 1) evaluations of the metric over the data, no gradients; memory of `chunk_size` evaluations.
+    There is no `loop` to choose: a forward pass through convolutions is as fast in a compiled loop as outside (measured
+    on CPU with `flax.linen.Conv`: at most 1.6 times, the draw of the perturbation included; gradients 14 times).
 
     Reference: Pittorino et al., 2006.07897, local energy; n = 100 there.
 

@@ -16,6 +16,9 @@ one, with v = 0 and t = 1, is SAM's point. For convex L every step is accepted a
 generalised power method. The iterate is a maximiser to first order where the residual |Pi(v + h/h_max) - v| vanishes
 (h_max: the longest h met).
 
+The ascent is a `while_loop`, or (`loop`) stepped from the host, with the same numbers to rounding: for convolutions on
+CPU that is ten times faster, see `jflat.flatness.objective`.
+
 Differs from the sharpness of Keskar et al. (1609.04836) and of most codes: a residual says whether the maximum was
 reached.
 """
@@ -27,7 +30,9 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check, tree
-from jflat.data import Batches, mean_over_batches
+from jflat.core.loop import until
+from jflat.data import Batches
+from jflat.flatness.objective import objective
 
 __all__ = ["SharpnessResult", "sharpness"]
 
@@ -46,7 +51,7 @@ class SharpnessResult(NamedTuple):
     sam_value: jax.Array
     """(): the same at the first-order point of SAM (ASAM); 0 where the gradient vanishes."""
     perturbation: PyTree
-    """The best eps, like the parameters."""
+    """The best eps, like the parameters; zero where the mask is False."""
     residual: jax.Array
     """(): |Pi(v + h/h_max) - v|, 0 at a maximiser; about half the angle between eps and the gradient there."""
     num_steps: jax.Array
@@ -54,6 +59,13 @@ class SharpnessResult(NamedTuple):
     status: jax.Array
     """int32: CONVERGED (residual within the tolerance), MAX_STEPS, STAGNATION (no rise at any step length) or
     NON_FINITE (NaN or infinity at w or at a point of the ball)."""
+
+
+class _Ball(NamedTuple):
+    center: PyTree  # w, the leaves that move
+    units: PyTree  # rho T
+    tolerance: float | jax.Array
+    max_steps: int
 
 
 class _Carry(NamedTuple):
@@ -77,6 +89,8 @@ def sharpness(
     eta: float | jax.Array = 0.0,
     tolerance: float | jax.Array = 1e-3,
     max_steps: int = 100,
+    mask: tree.Mask | None = None,
+    loop: str = "auto",
 ) -> SharpnessResult:
     """Worst-case sharpness max_{|eps| <= rho} L(w + eps) - L(w), and SAM's one-step value of it.
 
@@ -92,12 +106,17 @@ def sharpness(
       tolerance: on the residual, positive. The value's relative error is of order tolerance squared at a
         well-separated maximum.
       max_steps: at most this many steps, at least 1; 1 stops at SAM's point.
+      mask: leaves to perturb: a tree of Python booleans, a prefix of one, or a function of the params that gives one
+        (`jflat.core.tree.mask_by_path`); eps = 0 in the others, and they do not count in the norm. None is all.
+      loop: "device" (compiled whole), "host" (compiled steps called from Python; not under `jit` or `vmap`) or "auto":
+        the host for convolutions on CPU where nothing is traced, else the device.
 
     Returns:
       A `SharpnessResult`. Under `vmap` the whole batch runs as long as its slowest member.
 
     Raises:
-      ValueError: if an argument is out of range or the loss is not one real scalar.
+      ValueError: if an argument is out of range, the loss is not one real scalar, the mask does not fit or chooses
+        nothing, or a traced call asks for the host.
 
     Accuracy and edge cases: a local maximum (global on a convex quadratic unless the gradient is orthogonal to the top
     eigenvector, and even then rounding finds it). The error on a quadratic falls by (lambda_2 / lambda_1)^2 per
@@ -115,72 +134,103 @@ def sharpness(
     (0.02, 0.0, 0)
     """
     where = "sharpness"
-    check.require_floating(where, "params", params)
     check.require_number(where, "rho", rho, 0.0, exclusive=True)
     check.require_number(where, "eta", eta, 0.0)
     check.require_number(where, "tolerance", tolerance, 0.0, exclusive=True)
     check.require_integer(where, "max_steps", max_steps, 1)
-    loss_fn = check.returning_scalar(where, "loss_fn", loss_fn)
-    units = jax.tree.map(lambda w: jnp.abs(w) + tree.cast_like(eta, w) if is_adaptive else jnp.ones_like(w), params)
-    units = tree.scale(rho, units)
+    goal, center = objective(where, loss_fn, params, batches, mask)
+    loop = goal.choose_loop(loop, center, rho, eta, tolerance)
+    ball = _Ball(center, _units(center, rho, eta if is_adaptive else None), tolerance, max_steps)
 
-    def displaced(point: PyTree) -> PyTree:
-        return jax.tree.map(jnp.multiply, units, point)
+    def ascend(carry: _Carry) -> _Carry:
+        trial, at = _trial(ball, carry)
+        return _judge(ball, carry, trial, *goal.value_and_gradient(at, loop=loop))
 
-    def loss_and_gradient(point: PyTree) -> tuple[jax.Array, PyTree]:
-        at = tree.add(params, displaced(point))
-        loss, gradient = mean_over_batches(lambda batch: jax.value_and_grad(loss_fn)(at, batch), batches)
-        return loss, displaced(gradient)
+    start = _start(ball, *goal.value_and_gradient(_trial_at(ball, tree.zeros_like(center)), loop=loop))
+    last = until(lambda carry: _goes_on(ball, carry), ascend, start, loop=loop)
+    result = _conclude(ball, start.loss, last)
+    return result._replace(perturbation=goal.whole(result.perturbation))
 
-    zero = tree.zeros_like(params)
-    reference, gradient = loss_and_gradient(zero)
-    slope = tree.norm(gradient)
-    rounding = 4 * float(jnp.finfo(reference.dtype).eps)
 
-    def advance(carry: _Carry) -> _Carry:
-        norm = tree.norm(carry.gradient)
-        direction = tree.where(norm > 0, _unit(carry.gradient), _unit(_generic_direction(params)))
-        trial = _into_ball(tree.add_scaled(carry.point, carry.length, direction))
-        loss, gradient = loss_and_gradient(trial)
-        is_finite = jnp.isfinite(loss) & tree.all_finite(gradient)
-        promised = tree.inner(carry.gradient, tree.subtract(trial, carry.point)).astype(loss.dtype)
-        rises = loss - carry.loss >= _SUFFICIENT * promised - rounding * jnp.abs(carry.loss)
-        accepted = (rises | ((carry.step == 0) & (norm == 0))) & is_finite
-        longer, shorter = jnp.minimum(2 * carry.length, _LONGEST), carry.length / 4
-        return _Carry(
-            point=tree.where(accepted, trial, carry.point),
-            loss=jnp.where(accepted, loss, carry.loss),
-            gradient=tree.where(accepted, gradient, carry.gradient),
-            longest=jnp.where(accepted, jnp.maximum(carry.longest, tree.norm(gradient)), carry.longest),
-            length=jnp.where(accepted, longer, shorter),
-            sam_loss=jnp.where((carry.step == 0) & (norm > 0), loss, carry.sam_loss),
-            step=carry.step + 1,
-            is_finite=is_finite,
-        )
+def _units(center: PyTree, rho: Any, eta: Any) -> PyTree:
+    """rho T; T = 1 where eta is None."""
+    adaptive = lambda w: jnp.abs(w) + tree.cast_like(eta, w)  # noqa: E731
+    return tree.scale(rho, jax.tree.map(jnp.ones_like if eta is None else adaptive, center))
 
-    def goes_on(carry: _Carry) -> jax.Array:
-        is_open = (carry.step == 0) | (_residual(carry) > tolerance)
-        return carry.is_finite & is_open & (carry.step < max_steps) & (carry.length > _SHORTEST)
 
-    start = _Carry(
-        point=zero,
-        loss=reference,
-        gradient=gradient,
+def _displaced(ball: _Ball, point: PyTree) -> PyTree:
+    return jax.tree.map(jnp.multiply, ball.units, point)
+
+
+@jax.jit
+def _trial_at(ball: _Ball, point: PyTree) -> PyTree:
+    """w + rho T v."""
+    return tree.add(ball.center, _displaced(ball, point))
+
+
+@jax.jit
+def _start(ball: _Ball, loss: jax.Array, gradient: PyTree) -> _Carry:
+    slope = tree.norm(_displaced(ball, gradient))
+    return _Carry(
+        point=tree.zeros_like(ball.center),
+        loss=loss,
+        gradient=_displaced(ball, gradient),
         longest=slope,
         length=jnp.ones_like(slope),
-        sam_loss=reference,
+        sam_loss=loss,
         step=jnp.zeros((), jnp.int32),
-        is_finite=jnp.isfinite(reference) & tree.all_finite((params, gradient)),
+        is_finite=jnp.isfinite(loss) & tree.all_finite((ball.center, _displaced(ball, gradient))),
     )
-    last = jax.lax.while_loop(goes_on, advance, start)
+
+
+@jax.jit
+def _trial(ball: _Ball, carry: _Carry) -> tuple[PyTree, PyTree]:
+    """The next v to try, and the parameters there."""
+    norm = tree.norm(carry.gradient)
+    direction = tree.where(norm > 0, _unit(carry.gradient), _unit(_generic_direction(ball.center)))
+    trial = _into_ball(tree.add_scaled(carry.point, carry.length, direction))
+    return trial, _trial_at(ball, trial)
+
+
+@jax.jit
+def _judge(ball: _Ball, carry: _Carry, trial: PyTree, loss: jax.Array, gradient: PyTree) -> _Carry:
+    """Take the trial where the loss rises enough; a longer step next, or a shorter one."""
+    gradient, norm = _displaced(ball, gradient), tree.norm(carry.gradient)
+    is_finite = jnp.isfinite(loss) & tree.all_finite(gradient)
+    promised = tree.inner(carry.gradient, tree.subtract(trial, carry.point)).astype(loss.dtype)
+    rounding = 4 * float(jnp.finfo(loss.dtype).eps)
+    rises = loss - carry.loss >= _SUFFICIENT * promised - rounding * jnp.abs(carry.loss)
+    accepted = (rises | ((carry.step == 0) & (norm == 0))) & is_finite
+    longer, shorter = jnp.minimum(2 * carry.length, _LONGEST), carry.length / 4
+    return _Carry(
+        point=tree.where(accepted, trial, carry.point),
+        loss=jnp.where(accepted, loss, carry.loss),
+        gradient=tree.where(accepted, gradient, carry.gradient),
+        longest=jnp.where(accepted, jnp.maximum(carry.longest, tree.norm(gradient)), carry.longest),
+        length=jnp.where(accepted, longer, shorter),
+        sam_loss=jnp.where((carry.step == 0) & (norm > 0), loss, carry.sam_loss),
+        step=carry.step + 1,
+        is_finite=is_finite,
+    )
+
+
+@jax.jit
+def _goes_on(ball: _Ball, carry: _Carry) -> jax.Array:
+    is_open = (carry.step == 0) | (_residual(carry) > ball.tolerance)
+    return carry.is_finite & is_open & (carry.step < ball.max_steps) & (carry.length > _SHORTEST)
+
+
+@jax.jit
+def _conclude(ball: _Ball, reference: jax.Array, last: _Carry) -> SharpnessResult:
     residual = _residual(last)
     stopped = jnp.where(last.length > _SHORTEST, Status.MAX_STEPS, Status.STAGNATION)
-    status = jnp.where(last.is_finite, jnp.where(residual <= tolerance, Status.CONVERGED, stopped), Status.NON_FINITE)
+    good = jnp.where(residual <= ball.tolerance, Status.CONVERGED, stopped)
+    status = jnp.where(last.is_finite, good, Status.NON_FINITE)
     # Below the reference only where the generic direction was taken downhill and nothing higher was found.
     is_above = ~(last.loss < reference)
     best = jnp.where(is_above, last.loss, reference)
     value, sam_value = (jnp.where(last.is_finite, x - reference, jnp.nan) for x in (best, last.sam_loss))
-    perturbation = displaced(tree.where(is_above, last.point, zero))
+    perturbation = _displaced(ball, tree.where(is_above, last.point, tree.zeros_like(last.point)))
     return SharpnessResult(value, sam_value, perturbation, residual, last.step, status.astype(jnp.int32))
 
 
