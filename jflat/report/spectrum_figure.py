@@ -1,25 +1,25 @@
 r"""The spectrum of a network as a figure for print: bulk and outliers in one picture, with errors, and layer by layer.
 
 Eigenvalues of a network's Hessian span many decades on both sides of zero. So the horizontal axis is
-u = asinh(lambda / lambda_0), linear within lambda_0 of zero and logarithmic beyond, and the nodes theta_pk and weights
-w_pk of a density are smoothed by a Gaussian of one width h on that axis. Back in lambda, with du/dlambda,
+asinh(lambda / lambda_0), linear within lambda_0 of zero and logarithmic beyond, and `jflat.curvature.smooth_density`
+smooths by a Gaussian of one width h on that axis: over h lambda_0 in the bulk and over h |lambda| at an outlier, still
+a density per unit of lambda that integrates to one. One eigenvalue of P alone has the peak
 
-    rho(lambda) = (1/n) sum_pk w_pk N(asinh(lambda/lambda_0); asinh(theta_pk/lambda_0), h^2)
-                  / sqrt(lambda^2 + lambda_0^2),
+    1 / (P h sqrt(2 pi (lambda^2 + lambda_0^2))):
 
-still a density per unit of lambda that integrates to one, smoothed over h lambda_0 in the bulk and over h |lambda| at
-an outlier. One eigenvalue of P alone has the peak 1 / (P h sqrt(2 pi (lambda^2 + lambda_0^2))): a computed eigenvalue
-is drawn as a stick of that height, so that sticks count what the curve shows, and show what it is too uncertain for.
+a computed eigenvalue is drawn as a stick of that height, so that sticks count what the curve shows, and show what it is
+too uncertain for.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import check
-from jflat.curvature import DensityResult, EigenResult
+from jflat.curvature import DensityResult, EigenResult, smooth_density
 from jflat.report.figure_style import COLOURS, LINES, MARKERS, Figure, empty_figure, styled
 from jflat.report.statistics import mean_and_stderr
 
@@ -32,20 +32,15 @@ _SIZES = {"column": 3.4, "page": 7.0}
 
 
 class _Curve(NamedTuple):
-    """One density: quadratures (n, m) per run; several runs are seeds or checkpoints."""
+    """One density; several runs are seeds or checkpoints. Only probes that did not fail."""
 
-    runs: list[tuple[np.ndarray, np.ndarray]]
+    runs: list[DensityResult]
 
     def on(self, grid: np.ndarray, linear: float, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard error on the grid: over runs where there are several, else over the probes of the one."""
-        u = np.arcsinh(grid / linear)[:, None]
-        factor = width * np.sqrt(2 * np.pi * (grid**2 + linear**2))
-        curves = []
-        for nodes, weights in self.runs:
-            kernel = np.exp(-0.5 * ((u - np.arcsinh(nodes / linear)[:, None, :]) / width) ** 2)
-            probes = np.sum(kernel * weights[:, None, :], axis=2) / factor
-            curves.append(probes if len(self.runs) == 1 else probes.mean(axis=0, keepdims=True))
-        return mean_and_stderr(np.concatenate(curves))
+        curves = [smooth_density(run, jnp.asarray(grid), width, linear=linear) for run in self.runs]
+        means, stderrs = np.asarray(curves, np.float64).swapaxes(0, 1)
+        return mean_and_stderr(means) if len(means) > 1 else (means[0], stderrs[0])
 
 
 class _Sticks(NamedTuple):
@@ -101,7 +96,8 @@ def spectrum(
     panels = [(title, *_read(densities, eigenvalues))]
     if blocks:
         panels.append((block_title, *_read(blocks, block_eigenvalues)))
-    nodes = np.concatenate([n.ravel() for _, curves, _ in panels for c in curves.values() for n, _ in c.runs])
+    runs = [run for _, curves, _ in panels for curve in curves.values() for run in curve.runs]
+    nodes = np.concatenate([np.asarray(run.nodes, np.float64).ravel() for run in runs])
     largest = float(np.max(np.abs(nodes)))
     linear = (1e-3 * largest or 1.0) if linear is None else linear
     check.require_number("spectrum", "linear", linear, 0.0, exclusive=True)
@@ -136,12 +132,12 @@ def _read(densities: Densities, eigenvalues: Eigenvalues | None) -> tuple[dict[s
 def _curve(label: str, result: DensityResult | Sequence[DensityResult]) -> _Curve:
     runs = []
     for one in [result] if isinstance(result, DensityResult) else result:
-        nodes, weights = (np.asarray(x, np.float64) for x in (one.nodes, one.weights))
-        shape = nodes.shape[-2:] if nodes.ndim >= 2 else (1, nodes.size)
-        for n, w in zip(nodes.reshape(-1, *shape), weights.reshape(-1, *shape), strict=True):
+        nodes, weights = np.asarray(one.nodes), np.asarray(one.weights)
+        shape = (-1, *nodes.shape[-2:])
+        for n, w in zip(nodes.reshape(shape), weights.reshape(shape), strict=True):
             good = np.all(np.isfinite(n) & np.isfinite(w), axis=1)
             if good.any():
-                runs.append((np.where(w[good] > 0, n[good], 0), w[good]))
+                runs.append(DensityResult(jnp.asarray(n[good]), jnp.asarray(w[good]), one.num_matvecs, one.status))
     check.require(len(runs) > 0, "spectrum", f"{label!r}", "must have a probe that did not fail", "none")
     return _Curve(runs)
 
@@ -228,7 +224,7 @@ def _legend(axes: Any, curves: Mapping[str, _Curve], sticks: Mapping[str, _Stick
     if sticks:
         handles.append(Line2D([], [], color="#444444", marker="o", markersize=2.4, linewidth=0.5))
         labels.append("one eigenvalue")
-    counts = {len(c.runs) for c in curves.values()}, {len(n) for c in curves.values() for n, _ in c.runs}
+    counts = {len(c.runs) for c in curves.values()}, {len(run.nodes) for c in curves.values() for run in c.runs}
     number, what = (counts[1], "probe") if counts[0] == {1} else (counts[0], "seed")
     if max(number) > 1:
         span = f"{min(number)}" if len(number) == 1 else f"{min(number)}–{max(number)}"

