@@ -98,8 +98,10 @@ def _spectral_density(
 ) -> DensityResult:
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         v0 = drawing(tree.random_normal, operator.structure)(key)
-        steps = {"num_steps": num_steps, "reorthogonalise": reorthogonalise}
-        return part(_quadrature, loop)(lanczos(operator, v0, keep_basis=False, loop=loop, **steps))
+        result = lanczos(
+            operator, v0, num_steps=num_steps, reorthogonalise=reorthogonalise, keep_basis=False, loop=loop
+        )
+        return part(_quadrature, loop)(result)
 
     nodes, weights, status = map_rows(probe, jax.random.split(key, num_probes), loop=loop)
     return DensityResult(nodes, weights, jnp.asarray(num_probes * num_steps, jnp.int32), status)

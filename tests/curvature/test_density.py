@@ -222,7 +222,7 @@ def test_refused_inputs(key):
         smooth_density(result, jnp.zeros(3), 0.0)
     with pytest.raises(ValueError, match=r"smooth_density: grid must have shape \(g,\); got \(3, 1\)"):
         smooth_density(result, jnp.zeros((3, 1)), 1.0)
-    with pytest.raises(ValueError, match="spectral_density: reorthogonalise must be one of 'full', 'sel.*'often'"):
+    with pytest.raises(ValueError, match=r"reorthogonalise must be one of 'full', 'sel.*'often'"):
         spectral_density(operator, key, num_steps=2, num_probes=2, reorthogonalise="often")
     with pytest.raises(ValueError, match=r"cumulative_density: linear must be finite and lie in \(0, inf\); got -1"):
         cumulative_density(result, jnp.zeros(3), 1.0, linear=-1.0)
