@@ -62,6 +62,8 @@ __all__ = ["LocalEntropyResult", "local_entropy"]
 
 PyTree = Any
 
+_part = functools.partial(jax.jit, inline=True)  # compiled for the host's loop; in the device's, written in place
+
 _TARGET_ACCEPTANCE = 0.8
 _LEAST_ACCEPTANCE = 0.05
 _JITTER = 0.5
@@ -308,19 +310,19 @@ def _moved(window: _Window, point: PyTree) -> PyTree:
     return jax.tree.map(lambda w, origin, x: (origin + x).astype(w.dtype), window.center, window.wide, point)
 
 
-@jax.jit
+@_part
 def _enter(window: _Window, key: jax.Array) -> tuple[PyTree, PyTree]:
     """Where a chain starts: x from the prior, and the parameters there."""
     point = tree.scale(window.width, tree.random_normal(key, window.wide))
     return point, _moved(window, point)
 
 
-@jax.jit
+@_part
 def _widened(window: _Window, loss: jax.Array, gradient: PyTree) -> tuple[jax.Array, PyTree]:
     return loss.astype(window.gamma.dtype), jax.tree.map(lambda g: g.astype(window.gamma.dtype), gradient)
 
 
-@jax.jit
+@_part
 def _throw(window: _Window, s: jax.Array, chain: _Chain, key: jax.Array) -> tuple[_Draw, _Leap]:
     """The random numbers of a trajectory and its start."""
     momentum_key, jitter_key, test_key = jax.random.split(key, 3)
@@ -344,7 +346,7 @@ def _kick(draw: _Draw, momentum: PyTree, gradient: PyTree) -> tuple[PyTree, jax.
     return tree.add_scaled(momentum, factor, gradient), growth
 
 
-@jax.jit
+@_part
 def _drift(window: _Window, draw: _Draw, leap: _Leap) -> tuple[_Leap, PyTree]:
     """The first kick and the rotation; and the parameters reached, where the gradient is to be taken."""
     momentum, growth = _kick(draw, leap.momentum, leap.chain.gradient)
@@ -353,7 +355,7 @@ def _drift(window: _Window, draw: _Draw, leap: _Leap) -> tuple[_Leap, PyTree]:
     return _Leap(leap.chain._replace(point=point), momentum, leap.growth + growth), _moved(window, point)
 
 
-@jax.jit
+@_part
 def _arrive(window: _Window, draw: _Draw, leap: _Leap, loss: jax.Array, gradient: PyTree) -> _Leap:
     """The second kick, by the gradient at the new point."""
     loss, gradient = _widened(window, loss, gradient)
@@ -361,7 +363,7 @@ def _arrive(window: _Window, draw: _Draw, leap: _Leap, loss: jax.Array, gradient
     return _Leap(leap.chain._replace(loss=loss, gradient=gradient), momentum, leap.growth + growth)
 
 
-@jax.jit
+@_part
 def _decide(
     window: _Window, s: jax.Array, draw: _Draw, chain: _Chain, end: _Leap, sums: _Sums, index: jax.Array
 ) -> tuple[_Chain, _Sums]:
@@ -388,14 +390,14 @@ def _decide(
     return chain, tree.where(adapts, sums, following)
 
 
-@jax.jit
+@_part
 def _no_sums(window: _Window) -> _Sums:
     zero = jnp.zeros((), window.gamma.dtype)
     zeros = tree.zeros_like(window.wide)
     return _Sums(jnp.zeros(2, zero.dtype), zero, zeros, zeros, zero)
 
 
-@jax.jit
+@_part
 def _averages(window: _Window, chain: _Chain, sums: _Sums) -> tuple[PyTree, dict[str, jax.Array]]:
     """Of one chain in one stage: (gamma (w - w'), grad L), and the numbers."""
     number, dtype = jnp.asarray(window.num_steps), window.gamma.dtype

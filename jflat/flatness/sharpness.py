@@ -23,6 +23,7 @@ Differs from the sharpness of Keskar et al. (1609.04836) and of most codes: a re
 reached.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ from jflat.flatness.objective import objective
 __all__ = ["SharpnessResult", "sharpness"]
 
 PyTree = Any
+
+_part = functools.partial(jax.jit, inline=True)  # compiled for the host's loop; in the device's, written in place
 
 _SUFFICIENT = 1e-4  # of the rise that the gradient promises
 _LONGEST = 2.0**20  # for t: then v -> h/|h| to float32 rounding
@@ -162,13 +165,13 @@ def _displaced(ball: _Ball, point: PyTree) -> PyTree:
     return jax.tree.map(jnp.multiply, ball.units, point)
 
 
-@jax.jit
+@_part
 def _trial_at(ball: _Ball, point: PyTree) -> PyTree:
     """w + rho T v."""
     return tree.add(ball.center, _displaced(ball, point))
 
 
-@jax.jit
+@_part
 def _start(ball: _Ball, loss: jax.Array, gradient: PyTree) -> _Carry:
     slope = tree.norm(_displaced(ball, gradient))
     return _Carry(
@@ -183,7 +186,7 @@ def _start(ball: _Ball, loss: jax.Array, gradient: PyTree) -> _Carry:
     )
 
 
-@jax.jit
+@_part
 def _trial(ball: _Ball, carry: _Carry) -> tuple[PyTree, PyTree]:
     """The next v to try, and the parameters there."""
     norm = tree.norm(carry.gradient)
@@ -192,7 +195,7 @@ def _trial(ball: _Ball, carry: _Carry) -> tuple[PyTree, PyTree]:
     return trial, _trial_at(ball, trial)
 
 
-@jax.jit
+@_part
 def _judge(ball: _Ball, carry: _Carry, trial: PyTree, loss: jax.Array, gradient: PyTree) -> _Carry:
     """Take the trial where the loss rises enough; a longer step next, or a shorter one."""
     gradient, norm = _displaced(ball, gradient), tree.norm(carry.gradient)
@@ -214,13 +217,13 @@ def _judge(ball: _Ball, carry: _Carry, trial: PyTree, loss: jax.Array, gradient:
     )
 
 
-@jax.jit
+@_part
 def _goes_on(ball: _Ball, carry: _Carry) -> jax.Array:
     is_open = (carry.step == 0) | (_residual(carry) > ball.tolerance)
     return carry.is_finite & is_open & (carry.step < ball.max_steps) & (carry.length > _SHORTEST)
 
 
-@jax.jit
+@_part
 def _conclude(ball: _Ball, reference: jax.Array, last: _Carry) -> SharpnessResult:
     residual = _residual(last)
     stopped = jnp.where(last.length > _SHORTEST, Status.MAX_STEPS, Status.STAGNATION)

@@ -80,11 +80,12 @@ def make_batch_norm():
     return make_train(
         batch_norm_loss,
         lambda key: (conv_init(key), {"mean": jnp.zeros(())}),
-        optax.sgd(0.1),
+        optax.sgd(0.1, 0.9),
         DATA,
         num_steps=6,
         batch_size=B,
         num_evals=2,
+        num_replicas=2,
         has_model_state=True,
         statistics_fn=lambda params, batch: {"mean": jnp.mean(net(params, batch[0]))},
     )
@@ -99,10 +100,9 @@ def local_entropic():
 
 
 CONVOLUTIONS = {
-    "replicas": lambda: make("conv", num_replicas=2),
     "entropy_sgd": lambda: make("conv", entropic(), eval_params_fn=entropy_eval_params),
     "local_entropy_gradient": lambda: make("conv", local_entropic(), batches_per_update=3),
-    "batch statistics": make_batch_norm,
+    "replicas with momentum and batch statistics": make_batch_norm,
 }
 
 
