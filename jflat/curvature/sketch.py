@@ -15,6 +15,8 @@ sharded leaves stay where they are: the only sums over devices are the m x m Gra
 In float32 the range is met to 20 eps, and to eps / sqrt(delta) = 4e-5 where rows were dropped; a trace sees the square.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,4 +86,9 @@ def gram(a: PyTree, b: PyTree) -> jax.Array:
 
 def random_rows(sampler: Sampler, key: jax.Array, like: PyTree, number: int) -> PyTree:
     """Independent random vectors shaped like `like`, as rows: leaves (number, *leaf.shape)."""
-    return jax.lax.map(drawing(sampler, like), jax.random.split(key, number))
+    return _rows(drawing(sampler, like), jax.random.split(key, number))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rows(draw: Callable[[jax.Array], PyTree], keys: jax.Array) -> PyTree:
+    return jax.lax.map(draw, keys)

@@ -52,8 +52,10 @@ def trace(
 
     Accuracy: unbiased, for every method. The standard error is estimated from k samples, uncertain by a part
     1/sqrt(2 k), and never knows of rounding, about eps sum_i |lambda_i|. Where A has a rank below that of the sketch,
-    "hutch++" and "xtrace" are exact to rounding. For "xtrace" the samples are correlated, and the standard error is
-    approximate.
+    "hutch++" and "xtrace" are exact to rounding. Measured at 12 and 24 products, two standard errors cover the trace as
+    often as they cover a mean of independent samples (Student's 0.93 and 0.94 for flat spectra, 0.88 and 0.92 where one
+    eigenvalue dominates; "hutch++" has a third of the samples, and 0.86 and 0.91). The samples of "xtrace" share their
+    sketches: its error is too small by a factor of 1.0 to 1.3, and two of it cover in 0.82 to 0.92 of runs.
 
     Cost: n products, which dominate. "hutchinson": one after the other, in the memory of one. The others: two blocks of
     products, which are two passes over a data set, 6 n^2 P flops, and 4/3 n P ("hutch++") or 3/2 n P ("xtrace")

@@ -5,6 +5,7 @@ written down naively in NumPy, with one QR decomposition per vector that is left
 below the sketch; the dense trace in standard errors.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -27,6 +28,26 @@ LIKE = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(8)}
 @functools.partial(jax.jit, static_argnames=("num_probes", "method"))
 def run(matrix, key, num_probes, method):
     return trace(from_matrix(matrix), key, num_probes=num_probes, method=method)
+
+
+@contextlib.contextmanager
+def no_compilation():
+    """Fails if XLA compiles anything inside."""
+    events = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x + 1)(jnp.zeros(3))
+        assert len(events) > 0, "the listener hears of no compilation"
+        events.clear()
+        yield
+        assert len(events) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def on_a_tree(matrix):
@@ -82,7 +103,7 @@ def test_hutch_plus_plus_is_the_algorithm_of_the_paper(num_probes, x64, key, mak
 
 @pytest.mark.parametrize("num_probes", [11, 40])
 def test_xtrace_is_the_algorithm_of_the_paper(num_probes, x64, key, make_matrix):
-    """2301.07825, equations 2.2 to 2.4 and the factor of section 2.3, with a QR decomposition for every sample."""
+    """2301.07825, section 2: the leave-one-out estimates, normalised, with a QR decomposition for every sample."""
     matrix = make_matrix(np.linspace(-1, 2, 20) ** 3)
     operator, columns = on_a_tree(matrix)
     result = trace(operator, key, num_probes=num_probes, method="xtrace")
@@ -139,6 +160,8 @@ def test_jit_eager_and_host_agree_and_one_program_serves_all_operators(method, k
     assert len(traced) == count > 0
     compiled = jax.jit(estimate)(operators[0], key)
     from_host = estimate(operators[0], key, loop="host")
+    with no_compilation():
+        estimate(operators[1], jax.random.key(1), loop="host")
     together = jax.vmap(lambda a: estimate(from_matrix(a), key))(matrices)
     for got in (compiled, from_host, jax.tree.map(lambda x: x[0], together)):
         np.testing.assert_allclose(got.samples, eager.samples, rtol=1e-4)
