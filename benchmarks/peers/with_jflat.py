@@ -1,5 +1,4 @@
-"""jflat by its public interface. Drivers are jitted, as a user does; with XLA's convolution they are called plainly, so
-that they may step from the host, which a jit around them would forbid."""
+"""jflat by its public interface, called plainly: each call compiles itself or steps from the host."""
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,17 @@ def tasks(problem, sizes, conv):
     params, batch, direction = unpack(problem)
     convolution = conv2d if conv == "slices" else lax_conv
     loss_fn = on_model(cross_entropy, lambda params, x: network(params, x, convolution))
-    operator = jax.jit(lambda params, batch: hessian(loss_fn, params, batch))(params, batch)
+    operator = hessian(loss_fn, params, batch)
     key = jax.random.key(0)
-    steps_itself = conv == "lax" and any(kernel.ndim == 4 for kernel, _ in params)
-    driver = (lambda fn: fn) if steps_itself else jax.jit
 
     gradient = jax.jit(jax.grad(loss_fn))
     product = jax.jit(lambda operator, v: operator.matvec(v))
-    tridiagonal = driver(lambda operator, v: ritz(lanczos(operator, v, num_steps=sizes["lanczos"])))
-    top = driver(lambda operator, key: eigenpairs(operator, key, num=sizes["top"], tolerance=sizes["tolerance"]))
+
+    def tridiagonal(operator, v):
+        return ritz(lanczos(operator, v, num_steps=sizes["lanczos"]))
+
+    def top(operator, key):
+        return eigenpairs(operator, key, num=sizes["top"], tolerance=sizes["tolerance"])
 
     def top_known(operator, v, num_steps):
         result = lanczos(operator, v, num_steps=num_steps)
@@ -33,10 +34,12 @@ def tasks(problem, sizes, conv):
         chosen = pairs.vectors[:, -sizes["top"] :].T
         return pairs.values[-sizes["top"] :], jax.tree.map(lambda rows: jnp.tensordot(chosen, rows, 1), result.basis)
 
-    top_known = top_known if steps_itself else jax.jit(top_known, static_argnames="num_steps")
-    probes, steps = sizes["density"]
-    density = driver(lambda operator, key: spectral_density(operator, key, num_steps=steps, num_probes=probes))
-    hutchinson = driver(lambda operator, key: trace(operator, key, num_probes=sizes["trace"]))
+    def density(operator, key):
+        probes, steps = sizes["density"]
+        return spectral_density(operator, key, num_steps=steps, num_probes=probes)
+
+    def hutchinson(operator, key):
+        return trace(operator, key, num_probes=sizes["trace"])
 
     def counts(fn, *args):
         cost = fn.lower(*args).compile().cost_analysis()
