@@ -1,20 +1,11 @@
 """What the spectrum experiment says: its definitions, numbers with standard errors, claims, figures and page.
 
-Everything here works on stored arrays, named `network/quantity`, with the seeds along the first axis. With lambda_1 >=
-lambda_2 >= ... the eigenvalues of H, C classes and S seeds, each number below is taken per seed, and given as the mean
-over seeds with one standard error:
+Everything here works on stored arrays, named `network/quantity`, with the seeds along the first axis. `DEFINITIONS`
+says how each number is taken, per seed; tables give its mean over seeds with one standard error.
 
-- outliers: the place k < 3 C of the largest ratio lambda_k / lambda_(k+1) of positive eigenvalues;
-- gap: the larger of lambda_(C-1)/lambda_C and lambda_C/lambda_(C+1), and what it exceeds: the largest ratio at k from
-  C + 1 to 3 C - 1, where the bulk should be smooth;
-- eigenvalues of G: the mean over k <= C of |lambda_k(H) - lambda_k(G)| / lambda_k(H); eigenvectors of G:
-  |V_H^T V_G|^2 / C for the C top eigenvectors of each, 1 if they span the same space, C / P by chance;
-- gradient: |V_H^T g|^2 / |g|^2, the mean over the later half of the measured times (C / P by chance);
-- negative: the weight of the density below -lambda_1 / 1000 (nearer to zero rounding decides the sign), and
-  |lambda_P| / lambda_1.
-
-A claim is confirmed where mean minus and plus two standard errors both satisfy it, not confirmed where neither does nor
-anything between, and else undecided. Where the paper has no number, the bound is ours and is printed with the claim.
+A claim is confirmed where the mean minus and plus two standard errors are both within its bounds, not confirmed where
+this interval lies outside of them, and else undecided. Where the paper has no number the bound is ours, and is printed
+with the claim.
 """
 
 import pathlib
@@ -46,6 +37,20 @@ from jflat.report import (
 __all__ = ["draw", "largest_ratio", "ratios", "summarise", "verdict"]
 
 Arrays = Mapping[str, np.ndarray]
+
+DEFINITIONS = [
+    ["number of outliers", "the place k < 3 C of the largest ratio λ_k / λ_(k+1) of positive eigenvalues of H"],
+    [
+        "gap",
+        "the larger of λ_(C−1)/λ_C and λ_C/λ_(C+1), less the largest ratio at k from C + 1 to 3 C − 1, in the bulk",
+    ],
+    ["distance of eigenvalues", "mean over k ≤ C of |λ_k(H) − λ_k(G)| / λ_k(H)"],
+    ["spaces not shared", "1 − |V_H^T V_G|² / C for the C top eigenvectors of each; 1 − C/P for random spaces"],
+    ["gradient", "|V_H^T g|² / |g|², mean over the later half of the measured times; C/P for a random direction"],
+    ["negative part", "weight of H's density below −λ_1/1000; nearer to zero, rounding decides the sign"],
+    ["most negative", "|λ_P| / λ_1"],
+]
+"""What each number is, per seed: λ_1 ≥ λ_2 ≥ ... are the eigenvalues of H, G is the Gauss-Newton matrix, C classes."""
 
 STATUSES = {
     "hessian.status": "largest eigenvalues of H",
@@ -93,7 +98,7 @@ def _measured(values: np.ndarray) -> Measured:
 
 
 def _numbers(arrays: Arrays, num_classes: int) -> dict[str, np.ndarray]:
-    """The quantities of the module's list, per seed (S,); seeds whose training failed are NaN."""
+    """The quantities of `DEFINITIONS` and more, per seed (S,); seeds whose training failed are NaN."""
     top, other = (np.asarray(arrays[f"{kind}.values"], np.float64) for kind in ("hessian", "gauss_newton"))
     count = min(num_classes, top.shape[1])
     found = ratios(top)
@@ -106,7 +111,7 @@ def _numbers(arrays: Arrays, num_classes: int) -> dict[str, np.ndarray]:
         "gap at C": np.max(at_classes, axis=1, initial=-np.inf),
         "gap beyond C": np.max(beyond, axis=1, initial=-np.inf),
         "distance of G": np.mean(np.abs(top - other)[:, :count] / top[:, :count], axis=1),
-        "shared with G": np.asarray(arrays["gauss_newton.shared"], np.float64),
+        "not shared": 1 - np.asarray(arrays["gauss_newton.shared"], np.float64),
         "gradient": np.mean(arrays["gradient.full"][:, late], axis=1),
         "batch gradient": np.mean(arrays["gradient.batch"][:, late], axis=1),
         "negative part": np.mean(np.sum(np.where(is_negative, arrays["hessian.weights"], 0), axis=2), axis=1),
@@ -129,39 +134,17 @@ def _claims(name: str, numbers: Mapping[str, np.ndarray], num_classes: int) -> l
         row = {"network": LABELS[name], "claim": claim, "ours": ours._asdict(), "theirs": theirs, "source": source}
         claims.append(row | {"status": verdict(ours, low, high)})
 
-    spectra = "1706.04454, 1811.07062, 1901.10159"
     infinity = float("inf")
-    add(
-        "number of outliers (place of the largest ratio)",
-        numbers["outliers"],
-        f"about C = {num_classes} (C − 2 to C + 1 counts as about)",
-        spectra,
-        num_classes - 2,
-        num_classes + 1,
-    )
-    add(
-        "gap after C − 1 or C, less the largest ratio beyond",
-        numbers["gap at C"] - numbers["gap beyond C"],
-        "a gap (> 0)",
-        spectra,
-        0.0,
-        infinity,
-    )
-    add("outliers of H and G: mean relative distance", numbers["distance of G"], "agree (< 0.1)", "1811.07062", 0, 0.1)
-    add(
-        "outliers of H and G: common part of their spaces",
-        numbers["shared with G"],
-        "agree (> 0.9)",
-        "1811.07062",
-        0.9,
-        2,
-    )
-    theirs = "most of it (> 0.5)"
-    add("gradient in the top C eigenspace", numbers["gradient"], theirs, "1812.04754", 0.5, 2)
-    add("mini-batch gradient in it", numbers["batch gradient"], theirs, "1812.04754", 0.5, 2)
-    few = "1706.04454, 1901.10159"
-    add("part of eigenvalues below −λ₁/1000", numbers["negative part"], "few (< 0.01)", few, -infinity, 0.01)
-    add("size of the most negative one, |λ_P|/λ₁", numbers["smallest"], "small (< 0.1)", few, -infinity, 0.1)
+    spectra, few = "1706.04454, 1811.07062, 1901.10159", "1706.04454, 1901.10159"
+    about, most = (f"about C = {num_classes} (C − 2 to C + 1)", num_classes - 2, num_classes + 1), "most (> 0.5)"
+    add("number of outliers", numbers["outliers"], about[0], spectra, *about[1:])
+    add("gap after C − 1 or C", numbers["gap at C"] - numbers["gap beyond C"], "a gap (> 0)", spectra, 0.0, infinity)
+    add("H and G: distance of eigenvalues", numbers["distance of G"], "agree (< 0.1)", "1811.07062", -infinity, 0.1)
+    add("H and G: spaces not shared", numbers["not shared"], "agree (< 0.1)", "1811.07062", -infinity, 0.1)
+    add("gradient in the top C space", numbers["gradient"], most, "1812.04754", 0.5, infinity)
+    add("mini-batch gradient in it", numbers["batch gradient"], most, "1812.04754", 0.5, infinity)
+    add("negative part of the spectrum", numbers["negative part"], "few (< 0.01)", few, -infinity, 0.01)
+    add("most negative eigenvalue / λ_1", numbers["smallest"], "small (< 0.1)", few, -infinity, 0.1)
     return claims
 
 
@@ -349,8 +332,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         f"{config['num_seeds']} seeds of each network learn {config['num_train']} images of {config['data']} with "
         f"{config['num_steps']} updates of SGD. Ours is the mean over seeds with one standard error. Confirmed: within "
         "the bound beyond two standard errors; not confirmed: outside of it; undecided: in between. Bounds in "
-        "brackets are ours. The papers have larger networks and data; this is a small-scale test of what they say.\n"
-        + (__doc__ or "").split("\n\n", 2)[2].rsplit("\n\n", 1)[0]
+        "brackets are ours. The papers have larger networks and data; this is a small-scale test of what they say."
     )
     header = ["claim", "status", "ours", "paper's", "source"]
     blocks: list[Any] = [what]
@@ -358,8 +340,9 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     for name in run["layers"]:
         claims = [row for row in run["claims"] if row["network"] == LABELS[name]]
         rows = [[r["claim"], r["status"], format_measured(*_cell(r["ours"])), r["theirs"], r["source"]] for r in claims]
-        blocks.append(Table([f"{LABELS[name]}: {header[0]}", *header[1:]], rows, f"Papers: {claim}"))
+        blocks.append(Table([f"{LABELS[name]}: {header[0]}", *header[1:]], rows))
         texts.append(f"{LABELS[name]}\n{text_table(header, rows)}")
+    blocks.append(Table(["number", "how it is taken, for each seed"], DEFINITIONS, claim))
     if run["failures"]:
         rows = [[f["network"], f["measure"], f["outcome"], f"{f['times']} of {f['of']}"] for f in run["failures"]]
         caption = (
