@@ -26,6 +26,13 @@ def x64():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs of one file are of no use to the next, and together they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """One fixed key; tests fold in what they need."""
