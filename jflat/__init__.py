@@ -3,6 +3,8 @@
 - `jflat.optim`: entropic, replicated and sharpness-aware optimisers, as optax transformations
 - `jflat.curvature`: Hessian, Gauss-Newton and Fisher operators; Lanczos, spectra, eigenpairs, traces
 - `jflat.flatness`: local energy, local entropy, sharpness; the flatness card of one solution
+- `jflat.messages`: belief propagation for perceptrons and committees: plain, focusing, local entropy; enumeration
+- `jflat.replica`: free entropies by the replica method: capacities, local entropies, Gaussian mixtures
 - `jflat.training`: runs as pure functions of a key; many seeds, checkpoints, meshes
 - `jflat.losses`, `jflat.models`, `jflat.data`: what the experiments are made of
 - `jflat.report`: stores, tables, figures, pages
@@ -14,7 +16,19 @@ Packages are imported when first used, so `import jflat` needs jax and optax alo
 import importlib
 from types import ModuleType
 
-__all__ = ["core", "curvature", "data", "flatness", "losses", "models", "optim", "report", "training"]
+__all__ = [
+    "core",
+    "curvature",
+    "data",
+    "flatness",
+    "losses",
+    "messages",
+    "models",
+    "optim",
+    "replica",
+    "report",
+    "training",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     INDEFINITE = 14
     OSCILLATING = 15
     NOT_SOLVED = 16
+    UNPHYSICAL = 17
 
 
 _EXPLANATIONS = {
@@ -40,6 +41,7 @@ _EXPLANATIONS = {
     Status.INDEFINITE: "indefinite: the system is not positive (semi)definite, as this algorithm needs",
     Status.OSCILLATING: "oscillating: the residual has long stopped falling; damp more, or update sequentially",
     Status.NOT_SOLVED: "not solved: the search ended with errors left; the best configuration is returned",
+    Status.UNPHYSICAL: "no such state: above capacity, a distance out of range, an impossible overlap or entropy",
 }
 
 
