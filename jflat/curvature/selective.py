@@ -35,6 +35,7 @@ PyTree = Any
 
 _SUMS = 2
 _AT_ONCE = 8  # Ritz vectors formed in one look: a multiplication as dear as reading the basis
+_PASSES = 3  # over the whole basis, until the loss is mended: one, but where the Krylov space is about to close
 _LOSS = 0.3  # of z^T q that calls for a look, over sqrt(eps)
 _CONVERGED = 0.3  # residual of a Ritz pair that is formed, over sqrt(eps) |A|
 _NEW = 0.3  # norm of the part of a Ritz vector outside the span of the store that is worth a row
@@ -106,7 +107,16 @@ def _repair(
     is_look = ~selected.again
     w, selected = rarely(is_look, _form_converged, (w, selected), basis, step, diagonal, off_diagonal, scale)
     needs_all = selected.again | _is_lost(selected.sums, w)
-    w = rarely(needs_all, lambda w, basis, count: orthogonalise(basis, w, count), w, basis, step + 1)
+
+    def goes_on(carry: tuple[jax.Array, PyTree]) -> jax.Array:
+        passes, w = carry
+        return (passes < _PASSES) & (_is_lost(selected.sums, w) | ((passes == 0) & needs_all))
+
+    def whole_pass(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+        passes, w = carry
+        return passes + 1, orthogonalise(basis, w, step + 1)
+
+    _, w = jax.lax.while_loop(goes_on, whole_pass, (jnp.zeros((), jnp.int32), w))
     return w, selected._replace(again=is_look & needs_all)
 
 

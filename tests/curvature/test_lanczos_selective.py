@@ -74,7 +74,7 @@ def assert_semi_orthogonal_and_right(spectrum, result, pairs, name, slack=1):
     assert orthogonality(result) < 5 * slack * eps**0.5, name
     assert np.linalg.norm(errors, axis=1).max() < 5 * slack * eps**0.5 * scale, name
     values = np.asarray(pairs.values[:n], np.float64)[np.asarray(pairs.residuals[:n]) < 1e-2 * eps**0.5 * scale]
-    assert len(values) >= 3 or name == "uniform"
+    assert len(values) >= 3 or "uniform" in name
     distance = np.abs(values[:, None] - spectrum).min(axis=1)
     assert distance.max(initial=0) < 30 * eps * scale, name
     width = 1e-3 * eps**0.5 * scale  # far above rounding, far below the gaps between simple eigenvalues that converge
@@ -93,6 +93,17 @@ def test_semi_orthogonal_no_ghosts_and_values_to_rounding(precision):
             assert_semi_orthogonal_and_right(spectrum, *run(diagonal, start(), "selective"), name)
             lost += orthogonality(run(diagonal, start(), "none")[0]) > 0.1
         assert lost >= 7  # otherwise this test shows nothing
+
+
+def test_a_space_that_closes_by_orders_of_magnitude_at_once(x64):
+    """beta falls to 1e-14 in one step: what the basis has lost by then outweighs the residual, and one pass over it is
+    not enough (five of these starts lost all orthogonality, and ran on to 80 steps)."""
+    diagonal = jnp.asarray(spectra()["low rank"])
+    for seed in (8, 9, 14, 16, 19):
+        result, _ = run(diagonal, start(seed), "selective")
+        assert int(result.status) == Status.INVARIANT_SUBSPACE
+        assert int(result.num_steps) <= 42
+        assert orthogonality(result) < 1e-7
 
 
 @pytest.mark.slow

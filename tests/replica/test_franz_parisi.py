@@ -33,6 +33,13 @@ def test_typical_solutions_are_isolated_and_high_margins_are_not():
     assert (franz_parisi(BINARY, 0.5, distances, reference="max-margin").value > 0.03).all()
 
 
+def test_regions_around_the_largest_margin_break_up_at_0_729():
+    """alpha'_LE of the specification: the first alpha at which the local entropy is not monotonic in d."""
+    distances = np.geomspace(0.002, 0.01, 8)
+    assert franz_parisi(BINARY, 0.727, distances, reference="max-margin").slope.min() > 0
+    assert franz_parisi(BINARY, 0.731, distances, reference="max-margin").slope.min() < 0
+
+
 def test_maximum_over_distance_is_the_entropy_and_slope_is_the_derivative():
     typical = entropy(BINARY, 0.5)
     distance = (1 - float(typical.order.q)) / 2  # of two typical solutions
