@@ -1,6 +1,7 @@
 """Models: init and apply on plain dictionaries of arrays, one interface with and without batch normalisation.
 
 - `mlp`, `convnet`: a multi-layer perceptron and a small convolutional network, fast under `scan` and `vmap`
+- `perceptron`, `committee`, `parity_machine`, `binarise`: one output +-1, real or binary weights
 - `from_linen`: the same interface for a flax module of your own
 - `Model`: the interface (init, apply, apply_train, batch_statistics, has_state)
 - `layers`: a convolution that is fast inside loops, for your own modules too
@@ -14,7 +15,18 @@ if importlib.util.find_spec("flax") is None:
     raise ImportError("jflat.models needs flax: pip install 'jflat[experiments]'")
 
 from jflat.models import layers
+from jflat.models.machines import binarise, committee, parity_machine, perceptron
 from jflat.models.model import Model, from_linen
 from jflat.models.networks import convnet, mlp
 
-__all__ = ["Model", "convnet", "from_linen", "layers", "mlp"]
+__all__ = [
+    "Model",
+    "binarise",
+    "committee",
+    "convnet",
+    "from_linen",
+    "layers",
+    "mlp",
+    "parity_machine",
+    "perceptron",
+]

@@ -36,7 +36,7 @@ PyTree = Any
 
 
 class Model(NamedTuple):
-    """A network as pure functions; x is (B, *input_shape) of the parameters' dtype, logits are (B, C)."""
+    """A network as pure functions; x is (B, *input_shape) of the parameters' dtype, logits (B, C) (machines: (B,))."""
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
     """key -> (params, state), plain dictionaries; `vmap` it over keys for many seeds."""
