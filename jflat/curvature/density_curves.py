@@ -28,7 +28,7 @@ def density_grid(
     """Points and a width at which to draw a density: all nodes, with a margin of four widths on both sides.
 
     Args:
-      result: of `spectral_density`.
+      result: of `spectral_density`, or a batch of them by `jax.vmap`, which gives one grid for all.
       num_points: g, at least 2.
       width: h of (1); None is the range of the nodes over m, about what m steps resolve. With `linear` it is in units
         of asinh(t / t_0), else in those of the operator; positive.
@@ -70,7 +70,7 @@ def smooth_density(
     """The density smoothed by a Gaussian, rho(t) of (1), and its standard error.
 
     Args:
-      result: of `spectral_density`.
+      result: of one call of `spectral_density`; map over a batch of them with `jax.vmap`.
       grid: (g,) points t, in units of the operator; `density_grid` makes one.
       width: h, the standard deviation of the Gaussian, positive: in units of the operator, or with `linear` in units
         of asinh(t / t_0).
@@ -81,7 +81,7 @@ def smooth_density(
       grid that covers the spectrum and resolves `width`, and one standard error of it. NaN if a probe failed.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or the result is a batch.
 
     Accuracy: where less than a few eigenvalues lie within `width`, the error is of the order of the value. Steps that
     do not resolve `width` leave separate peaks, of which the error does not know.
@@ -92,6 +92,7 @@ def smooth_density(
     >>> smooth_density(one, jnp.zeros(1), 1.0)[0]  # 1 / sqrt(2 pi)
     Array([0.3989423], dtype=float32)
     """
+    _check_one("smooth_density", result)
     _check_grid("smooth_density", grid)
     _check_smoothing("smooth_density", width, linear)
     grid, width = (jnp.asarray(x, result.nodes.dtype) for x in (grid, width))
@@ -111,7 +112,7 @@ def cumulative_density(
     """The fraction of eigenvalues up to t, F(t) = integral_{-inf}^t rho, and its standard error.
 
     Args:
-      result: of `spectral_density`.
+      result: of one call of `spectral_density`.
       grid: (g,) points t, in units of the operator: `jnp.zeros(1)` for the fraction of negative curvature.
       width: h, as in `smooth_density`; None is no smoothing, F(t) = (1/n) sum_pk w_pk [theta_pk <= t].
       linear: t_0, as in `smooth_density`.
@@ -120,7 +121,7 @@ def cumulative_density(
       (mean, stderr), both (g,), in [0, 1] and without unit. NaN if a probe failed.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or the result is a batch.
 
     Accuracy: of one probe, the step function at t is right to the weight of the nodes on both sides of t (a theorem of
     Chebyshev, Markov and Stieltjes), which is 1/m at most for a smooth density, and which the standard error does not
@@ -134,6 +135,7 @@ def cumulative_density(
     >>> cumulative_density(result, jnp.array([0.0, 1.0, 2.0, 3.0]))[0]
     Array([0.  , 0.75, 0.75, 1.  ], dtype=float32)
     """
+    _check_one("cumulative_density", result)
     _check_grid("cumulative_density", grid)
     _check_smoothing("cumulative_density", width, linear)
     grid = jnp.asarray(grid, result.nodes.dtype)
@@ -153,7 +155,7 @@ def density_moments(result: DensityResult, num_moments: int) -> tuple[jax.Array,
     """The moments (1/P) tr A^k = integral t^k rho(t) dt for k = 1 .. K, and their standard errors.
 
     Args:
-      result: of `spectral_density`.
+      result: of one call of `spectral_density`.
       num_moments: K, at least 1; unbiased up to K = 2m - 1.
 
     Returns:
@@ -161,19 +163,26 @@ def density_moments(result: DensityResult, num_moments: int) -> tuple[jax.Array,
       P times the second the squared Frobenius norm. NaN if a probe failed.
 
     Raises:
-      ValueError: if `num_moments` is below 1.
+      ValueError: if `num_moments` is below 1, or the result is a batch.
 
     >>> two = DensityResult(jnp.array([[1.0, 3.0]] * 2), jnp.full((2, 2), 0.5), jnp.int32(4), jnp.zeros(2, jnp.int32))
     >>> density_moments(two, 2)[0]
     Array([2., 5.], dtype=float32)
     """
     check.require_integer("density_moments", "num_moments", num_moments, 1)
+    _check_one("density_moments", result)
     powers = jnp.stack([result.nodes**k for k in range(1, num_moments + 1)])
     return mean_and_stderr(jnp.sum(powers * result.weights, axis=2).T)
 
 
 def _on_axis(t: jax.Array, linear: Number | None) -> jax.Array:
     return t if linear is None else jnp.arcsinh(t / jnp.asarray(linear, t.dtype))
+
+
+def _check_one(where: str, result: DensityResult) -> None:
+    """Refuse a batch of densities, whose seeds would be averaged as if they were probes."""
+    rule = "must be one density, with nodes (n, m); map over a batch of them with jax.vmap"
+    check.require(jnp.ndim(result.nodes) == 2, where, "result", rule, f"shape {jnp.shape(result.nodes)}")
 
 
 def _check_grid(where: str, grid: jax.Array) -> None:

@@ -232,3 +232,22 @@ def test_refused_inputs(key):
         spectral_density(operator, num_steps=2, num_probes=2)
     with pytest.raises(ValueError, match="density_moments: num_moments must be at least 1; got 0"):
         density_moments(result, 0)
+
+
+def test_a_batch_of_densities_is_not_taken_for_one(key, make_matrix):
+    """Its seeds would be averaged as if they were probes: moments of shape (n, K), wrong and without a complaint."""
+    matrices = jnp.stack([make_matrix(np.linspace(-1, 1, P)), jnp.eye(P)])
+    batch = jax.vmap(run, in_axes=(0, None, None, None))(matrices, key, 10, 2)
+    for curve in (
+        lambda result: density_moments(result, 2),
+        lambda result: smooth_density(result, jnp.zeros(10), 1.0),
+        lambda result: cumulative_density(result, jnp.zeros(10)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"result must be one density.*; got shape \(2, 2, 10\)"
+        ):
+            curve(batch)
+        assert jax.vmap(curve)(batch)[0].shape[0] == 2
+    grid, _ = density_grid(batch, 5)  # one for all
+    assert grid[0] < -1
+    assert grid[-1] > 1
