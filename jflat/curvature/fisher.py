@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jflat.core import LinearOperator, check, tree
 from jflat.curvature.gauss_newton import ModelFn, OutputLossFn, check_model, loss_of, pull_back
-from jflat.curvature.mean_operator import Data, choose_leaves, mean_operator, one_batch
+from jflat.curvature.mean_operator import Data, choose_leaves, mean_operator
 from jflat.data import num_samples
 
 __all__ = ["fisher"]
@@ -76,8 +76,7 @@ def fisher(
     """
     check.require_choice("fisher", "distribution", distribution, _CURVATURES)
     point, frozen = choose_leaves("fisher", params, mask)
-    outputs = check_model("fisher", model_fn, params, batches)
-    targets = one_batch(batches)[1]
+    outputs, targets = check_model("fisher", model_fn, params, batches)
     if distribution == "categorical":
         _check_categorical(outputs, targets)
     if distribution != "gaussian":

@@ -63,9 +63,8 @@ def gauss_newton(
     Array([5.], dtype=float32)
     """
     point, frozen = choose_leaves("gauss_newton", params, mask)
-    outputs = check_model("gauss_newton", model_fn, params, batches)
-    loss = jax.eval_shape(output_loss_fn, outputs, one_batch(batches)[1])
-    check.require_scalar("gauss_newton", "output_loss_fn", loss)
+    outputs, targets = check_model("gauss_newton", model_fn, params, batches)
+    check.require_scalar("gauss_newton", "output_loss_fn", jax.eval_shape(output_loss_fn, outputs, targets))
     linearise = jax.tree_util.Partial(
         _linearise, jax.tree_util.Partial(model_fn), jax.tree_util.Partial(output_loss_fn)
     )
@@ -73,14 +72,14 @@ def gauss_newton(
     return mean_operator("gauss_newton", linearise, point, frozen, batches, loss_fn=loss_fn)
 
 
-def check_model(where: str, model_fn: ModelFn, params: PyTree, batches: Data) -> PyTree:
-    """Refuse outputs without derivatives and batches that are no pairs; return the outputs' shapes."""
+def check_model(where: str, model_fn: ModelFn, params: PyTree, batches: Data) -> tuple[PyTree, PyTree]:
+    """Refuse outputs without derivatives and batches that are no pairs; return shapes of outputs, and their targets."""
     batch = one_batch(batches)
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     check.require(is_pair, where, "batches", "must be a pair (inputs, targets), or Batches of pairs", type(batch))
     outputs = jax.eval_shape(model_fn, params, batch[0])
     check.require_floating(where, "model_fn(params, inputs)", outputs)
-    return outputs
+    return outputs, batch[1]
 
 
 def pull_back(push: Callable[[PyTree], PyTree], curve: Callable[[PyTree], PyTree], v: PyTree) -> PyTree:

@@ -95,11 +95,6 @@ def _linearised(linearise: Linearise, point: PyTree, batch: PyTree) -> Callable[
     return linearise(point, batch)
 
 
-@jax.jit
-def _one_product(linearise: Linearise, point: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    return linearise(point, batch)(v)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _MeanOverBatches(LinearOperator):
@@ -213,13 +208,13 @@ def _check_is_mean(where: str, loss_fn: Any, params: PyTree, batches: Batches | 
     if half == 0:
         return
     whole = jax.tree.map(lambda x: x[: 2 * half], batch)
-    value, low, high = (
-        float(_value(loss_fn, params, part))
-        for part in (whole, *(jax.tree.map(lambda x, s=s: x[s], whole) for s in (slice(half), slice(half, None))))
-    )
+    parts = (whole, *(jax.tree.map(lambda x, s=s: x[s], whole) for s in (slice(half), slice(half, None))))
+    values = [_value(loss_fn, params, part) for part in parts]
+    precision = max(1e-3, 4 * float(jnp.finfo(values[0].dtype).eps))  # bfloat16 rounds a loss to 4e-3
+    value, low, high = map(float, values)
     mean = (low + high) / 2
     scale = max(abs(low), abs(high))
-    is_mean = not np.isfinite([value, mean]).all() or abs(value - mean) <= 1e-3 * scale
+    is_mean = not np.isfinite([value, mean]).all() or abs(value - mean) <= precision * scale
     rule = (
         "must be a mean over the samples of a batch, so that batches can be averaged (not a sum, no batch statistics, "
         "no dropout): the loss of a batch must be the mean of its halves'"
