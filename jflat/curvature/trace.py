@@ -22,10 +22,9 @@ from jflat.core import LinearOperator, check
 from jflat.core.loop import choose, run
 from jflat.curvature.hutch_plus_plus import hutch_plus_plus
 from jflat.curvature.hutchinson import TraceResult, hutchinson
-from jflat.curvature.probes import mean_and_stderr
 from jflat.curvature.xtrace import xtrace
 
-__all__ = ["TraceResult", "mean_and_stderr", "trace"]
+__all__ = ["TraceResult", "trace"]
 
 _METHODS = {"hutchinson": hutchinson, "hutch++": hutch_plus_plus, "xtrace": xtrace}
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import Status, check, tree
-from jflat.curvature.trace import mean_and_stderr
+from jflat.curvature.probes import mean_and_stderr
 from jflat.data import Batches, mean_over_batches
 from jflat.flatness.perturbation import NOISES, random_direction
 

@@ -54,7 +54,7 @@ import numpy as np
 
 from jflat.core import Status, check, tree
 from jflat.core.loop import map_rows, scan
-from jflat.curvature.trace import mean_and_stderr
+from jflat.curvature.probes import mean_and_stderr
 from jflat.data import Batches
 from jflat.flatness.objective import objective
 
