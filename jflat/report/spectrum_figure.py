@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import check
-from jflat.curvature import DensityResult, EigenResult, smooth_density
+from jflat.curvature import DensityResult, EigenResult, density_grid, smooth_density
 from jflat.report.figure_style import COLOURS, LINES, MARKERS, Figure, empty_figure, styled
 from jflat.report.statistics import mean_and_stderr
 
@@ -96,13 +96,10 @@ def spectrum(
     panels = [(title, *_read(densities, eigenvalues))]
     if blocks:
         panels.append((block_title, *_read(blocks, block_eigenvalues)))
-    runs = [run for _, curves, _ in panels for curve in curves.values() for run in curve.runs]
-    nodes = np.concatenate([np.asarray(run.nodes, np.float64).ravel() for run in runs])
-    largest = float(np.max(np.abs(nodes)))
-    linear = (1e-3 * largest or 1.0) if linear is None else linear
+    everything = _pooled([run for _, curves, _ in panels for curve in curves.values() for run in curve.runs])
+    linear = (1e-3 * float(np.max(np.abs(everything.nodes))) or 1.0) if linear is None else linear
     check.require_number("spectrum", "linear", linear, 0.0, exclusive=True)
-    low, high = (float(np.arcsinh(node / linear)) for node in (nodes.min(), nodes.max()))
-    grid = linear * np.sinh(np.linspace(low - 3 * width, high + 3 * width, 1200))
+    grid = np.asarray(density_grid(everything, 1200, width=width, linear=linear)[0], np.float64)
 
     is_column = size == "column"
     wide = is_column or len(panels) == 1
@@ -140,6 +137,12 @@ def _curve(label: str, result: DensityResult | Sequence[DensityResult]) -> _Curv
                 runs.append(DensityResult(jnp.asarray(n[good]), jnp.asarray(w[good]), one.num_matvecs, one.status))
     check.require(len(runs) > 0, "spectrum", f"{label!r}", "must have a probe that did not fail", "none")
     return _Curve(runs)
+
+
+def _pooled(runs: list[DensityResult]) -> DensityResult:
+    """The nodes of all runs, whose numbers of steps may differ, as one probe: what a common grid must cover."""
+    nodes, weights = (jnp.concatenate([getattr(r, name).ravel() for r in runs])[None] for name in ("nodes", "weights"))
+    return DensityResult(nodes, weights, runs[0].num_matvecs, runs[0].status)
 
 
 def _sticks(label: str, result: EigenResult | Sequence[EigenResult]) -> _Sticks:

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from jflat.curvature import DensityResult, EigenResult
+from jflat.curvature import DensityResult, EigenResult, density_grid
 from jflat.report import figures, spearman, spearman_within
 
 RNG = np.random.default_rng(5)
@@ -184,6 +184,17 @@ def test_spectrum_draws_a_density_that_integrates_to_one_with_the_error_of_its_p
     for edge in (mean - stderr, mean + stderr):
         assert np.min(np.abs(band / edge[place] - 1)) < 1e-3
     assert figure.axes[0].get_xscale() == "asinh"
+
+
+def test_all_densities_of_a_figure_share_one_grid_and_padding_is_no_eigenvalue():
+    nodes, weights = np.array([[1.0, 2.0]] * 2, np.float32), np.full((2, 2), 0.5, np.float32)
+    one = DensityResult(nodes, weights, np.int32(4), np.full(2, 2))
+    early = one._replace(nodes=np.insert(nodes, 2, 0, axis=1) * 3, weights=np.insert(weights, 2, 0, axis=1))
+    figure = figures.spectrum({"one": one}, blocks={"ended early": early}, linear=0.05, width=0.1)
+    grid = lines_of(figure)["one"].get_xdata()
+    assert 0.5 < grid[0] < 1 < 6 < grid[-1] < 10
+    whole = one._replace(nodes=np.array([[1.0, 6.0]] * 2, np.float32))
+    np.testing.assert_allclose(grid, density_grid(whole, 1200, width=0.1, linear=0.05)[0], rtol=1e-5)
 
 
 def test_sticks_are_as_high_as_one_eigenvalue_and_as_wide_as_their_residual():
