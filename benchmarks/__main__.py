@@ -4,7 +4,7 @@ import argparse
 import importlib
 import pathlib
 
-BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature")
+BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages")
 
 
 def main() -> None:
