@@ -33,6 +33,8 @@ class Summary(NamedTuple):
 
 EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
+    "mixtures-flat": "experiments.mixtures.flat",
+    "mixtures-ridge": "experiments.mixtures.ridge",
     "spectrum": "experiments.curvature.spectrum",
 }
 
