@@ -15,7 +15,9 @@ operator that is not symmetric have added to the t residuals; the mean of its sq
 length is added to each of them.
 
 A single Krylov space holds one vector of each eigenspace. Where it is exhausted (an invariant subspace) the run goes on
-with a random vector orthogonal to the basis, which finds further copies, up to the complete spectrum.
+with a random vector orthogonal to the basis, which finds further copies, up to the complete spectrum. With `copies`, it
+does the same once the wanted pairs have converged: they alone are kept, and a new random vector, which has a part in
+every further copy, starts the search again.
 
 Differs from PyHessian's deflated power iteration (errors of 1e-3 to 1e-2, and 2 to 4 times the cost), from codes that
 are told a number of steps, and from spectra by Ritz values alone: success is decided from residuals checked by a fresh
@@ -72,6 +74,7 @@ def eigenpairs(
     tolerance: float | jax.Array | None = None,
     num_steps: int | None = None,
     max_restarts: int = 100,
+    copies: bool = False,
     loop: str = "auto",
 ) -> EigenResult:
     """Extreme eigenpairs A x = lambda x, by thick-restart Lanczos with residuals checked afresh.
@@ -89,6 +92,9 @@ def eigenpairs(
       num_steps: m, the rows of the basis between restarts: in [2 t, P] for t = num (2 num for "both"), or P itself.
         None takes min(P, max(4 t, 40)).
       max_restarts: at most this many restarts; each costs m/2 products.
+      copies: whether to look for further copies of multiple eigenvalues (those of a squared error's last layer are, for
+        each output one), in as many products again, and at least m/2. False returns one copy of each, without a
+        complaint, unless the Krylov space closes.
       loop: "device", "host" or "auto", as in `jflat.curvature.lanczos`.
 
     Returns:
@@ -99,13 +105,15 @@ def eigenpairs(
         under `jit` or `vmap`, or "device" for streamed data.
 
     Accuracy and edge cases: an isolated eigenvalue is good to a few eps |A|. Residuals certify eigenvalues, not that
-    none is missing: copies of a multiple eigenvalue beyond the first are found where the Krylov space closes (few
-    distinct eigenvalues, or m = P; then m/2 further steps must confirm the values), else they arise from rounding,
-    late. A cluster narrower than the tolerance is resolved as a subspace only. Interior eigenvalues are out of reach.
+    none is missing: copies of a multiple eigenvalue beyond the first are found with `copies`, and where the Krylov
+    space closes (few distinct eigenvalues, or m = P); in both cases further steps (with `copies` as many as the first
+    search took, and at least m/2) must leave the values as they are. Else copies arise from rounding, late. A cluster
+    narrower than the tolerance is resolved as a subspace only. Interior eigenvalues are out of reach.
 
     Cost: as many products as convergence needs and one for the residuals, at most m + restarts m/2 + 1 (the ten largest
-    of a network with 270 k parameters and ten classes: 31 in all); m^2 P flops for the basis, as many per restart;
-    1.5 m P numbers of memory. Called outside of `jit` it is compiled once for all operators of one tree structure.
+    of a network with 270 k parameters and ten classes: 31 in all), and about twice that with `copies`; m^2 P flops for
+    the basis, as many per restart; 1.5 m P numbers of memory. Called outside of `jit` it is compiled once for all
+    operators of one tree structure.
 
     Example: the two largest of three eigenvalues.
 
@@ -129,7 +137,8 @@ def eigenpairs(
     check.require_number("eigenpairs", "tolerance", tolerance, 0.0, exclusive=True)
     loop = choose("eigenpairs", loop, operator, key, tolerance)
     kept = 0 if length == size else length // 2
-    plan = _Plan(which, num, total, length, kept, _STEPS_A_LOOK if kept > _STEPS_A_LOOK else length - kept)
+    chunk = _STEPS_A_LOOK if kept > _STEPS_A_LOOK else length - kept
+    plan = _Plan(which, num, total, length, kept, chunk, bool(copies) and kept > 0)
     return run(_eigenpairs, operator, key, tolerance, max_restarts if kept else 0, loop=loop, plan=plan)
 
 
@@ -142,6 +151,7 @@ class _Plan(NamedTuple):
     length: int  # m
     kept: int  # k, rows after a restart; 0 if m = P, where no restart is needed
     chunk: int  # steps between two looks at convergence
+    copies: bool  # whether to start again beside the converged pairs
 
     @property
     def places(self) -> np.ndarray:
@@ -166,6 +176,8 @@ class _Carry(NamedTuple):
     restarts_left: jax.Array
     closed: jax.Array  # whether the Krylov space has ever closed to within the tolerance
     waited: jax.Array  # steps in which the wanted values have not changed since
+    patience: jax.Array  # how many it takes
+    starts_again: jax.Array  # whether the new start is still to come; of all members of a batch
     is_done: jax.Array
     goes_on: jax.Array  # any member of a batch
 
@@ -205,6 +217,8 @@ def _start(like: PyTree, key: jax.Array, tolerance: Any, max_restarts: Any, *, p
         restarts_left=jnp.array(max_restarts, jnp.int32),
         closed=flag(False),
         waited=count(),
+        patience=jnp.array(plan.length - plan.kept, jnp.int32),
+        starts_again=flag(plan.copies),
         is_done=flag(False),
         goes_on=flag(True),
     )
@@ -274,23 +288,56 @@ def _look(carry: _Carry, *, plan: _Plan) -> _Carry:
     # Half of the tolerance, since rounding comes on top.
     is_small = jnp.all(jnp.abs(residuals[: plan.total]) <= 0.5 * carry.tolerance * scale) & (state.step >= plan.total)
     # Where the Krylov space closed, small residuals are no evidence that no copy is missing: then as many steps as
-    # there are between restarts must leave the values as they were.
+    # there are between restarts (after a new start, as many as had led there) must leave the values as they were.
     place = jnp.arange(plan.length, dtype=jnp.int32)
     is_recent = (place >= state.step - plan.chunk) & (place < state.step)
     closed = carry.closed | jnp.any(is_recent & (state.off_diagonal <= carry.tolerance * scale))
     is_same = carry.closed & (jnp.max(jnp.abs(wanted - carry.values)) <= carry.tolerance * scale)
     waited = jnp.where(is_same, carry.waited + plan.chunk, 0)
-    is_confirmed = ~closed | (waited >= plan.length - plan.kept)
-    is_done = is_small & is_confirmed & succeeded(state.status)
-    has_room = state.step + plan.chunk <= plan.length
+    is_confirmed = ~closed | (waited >= carry.patience)
+    is_done = is_small & is_confirmed & ~carry.starts_again & succeeded(state.status)
+    # The residuals are dropped, and the check at the end will see them: a quarter of the tolerance, taken together.
+    is_tiny = jnp.linalg.norm(residuals[: plan.total]) <= 0.25 * carry.tolerance * scale
+    is_ready = (is_small & is_tiny) | ~succeeded(state.status)
+    starts_again = carry.starts_again & ~any_member(~is_ready)
+    has_room = starts_again | (state.step + plan.chunk <= plan.length)
     goes_on = any_member(~is_done & succeeded(state.status) & (has_room | (carry.restarts_left > 0)))
     carry = carry._replace(
         state=state._replace(scale=scale), values=wanted, closed=closed, waited=waited, is_done=is_done, goes_on=goes_on
     )
     if plan.kept == 0:
         return carry
+    if plan.copies:
+        carry = jax.lax.cond(starts_again, _start_again, lambda carry, *_: carry, carry, wanted, vectors)
     is_full = goes_on & ~has_room  # the same for all members, so that this stays a branch under vmap
     return jax.lax.cond(is_full, _restart, lambda carry, *_: carry, carry, values, vectors, residuals)
+
+
+def _start_again(carry: _Carry, values: jax.Array, vectors: jax.Array) -> _Carry:
+    """The wanted pairs become the first rows, as if the Krylov space had closed on them."""
+    state, total = carry.state, values.shape[0]
+    rows = combine_first(vectors[:, :total], state.basis, state.step)
+    basis = jax.tree.map(lambda old, new: old.at[:total].set(new), state.basis, rows)
+    here, key = jax.random.split(carry.key)
+    residual, norm = _random_direction((state.residual, state.residual_norm), here, basis, total)
+    state = state._replace(
+        basis=basis,
+        diagonal=jnp.zeros_like(state.diagonal).at[:total].set(values),
+        off_diagonal=jnp.zeros_like(state.off_diagonal),
+        residual=residual,
+        residual_norm=norm,
+        coupling=tree.zeros_like(residual),
+        step=jnp.full_like(state.step, total),
+    )
+    return carry._replace(
+        state=state,
+        arrow=jnp.zeros_like(carry.arrow),
+        key=key,
+        closed=jnp.ones_like(carry.closed),
+        waited=jnp.zeros_like(carry.waited),
+        patience=jnp.maximum(carry.patience, carry.num_products),
+        starts_again=jnp.zeros_like(carry.starts_again),
+    )
 
 
 def _restart(carry: _Carry, values: jax.Array, vectors: jax.Array, residuals: jax.Array) -> _Carry:
@@ -326,7 +373,7 @@ def _result(carry: _Carry, vectors: PyTree, product: PyTree, expected: PyTree, *
     _, _, residuals, scale = _ritz(carry, plan)
     residuals = jnp.abs(residuals[: plan.total]) + safe_norm(tree.subtract(product, expected))
     finite = succeeded(state.status) & jnp.all(jnp.isfinite(residuals))
-    is_confirmed = carry.is_done | ~carry.closed | (plan.kept == 0)
+    is_confirmed = carry.is_done | ~(carry.closed | carry.starts_again) | (plan.kept == 0)
     is_met = jnp.all(residuals <= carry.tolerance * scale) & is_confirmed
     otherwise = jnp.where(carry.is_done | (plan.kept == 0), Status.STAGNATION, Status.MAX_STEPS)
     status = jnp.where(finite, jnp.where(is_met, Status.CONVERGED, otherwise), Status.NON_FINITE).astype(jnp.int32)

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from jflat.core import Status, dense, from_function, from_matrix, raise_if_failed
 from jflat.curvature import eigenpairs, hessian
-from jflat.losses import cross_entropy, on_model
+from jflat.losses import cross_entropy, on_model, squared_error
 
 P, NUM, M = 40, 4, 16
 SPECTRA = {
@@ -131,6 +131,49 @@ def test_values_from_a_closed_krylov_space_are_not_claimed_before_a_further_swee
         statuses.append((is_right, bool(np.all(result.residuals < 1e-5))))
     assert (False, True) in statuses  # otherwise this test shows nothing
     assert int(run(make_matrix(spectrum), key, num=8).status) == Status.CONVERGED
+
+
+def linear_regression(x, outputs):
+    """Its Hessian is (x^T x / M) for each output: every eigenvalue has a copy for each of them."""
+    loss_fn = on_model(squared_error, lambda w, x: x @ w)
+    return hessian(loss_fn, jnp.zeros((x.shape[1], outputs)), (x, jnp.zeros((len(x), outputs))))
+
+
+def test_copies_of_multiple_eigenvalues_are_found_on_request_and_only_then():
+    """Where the Krylov space stays open, one copy of each passes for the whole: 129 eigenvalues, three times each."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([[5, 4, 3, 2], rng.uniform(0, 1, 125)])
+    x = jnp.asarray(np.linalg.qr(rng.normal(size=(200, 129)))[0] * np.sqrt(200 * values), jnp.float32)
+    operators = {False: [], True: []}
+    top = jax.jit(
+        lambda x, key, copies: eigenpairs(linear_regression(x, 3), key, num=4, copies=copies), static_argnums=2
+    )
+    for copies, results in operators.items():
+        results += [top(x, jax.random.key(seed), copies) for seed in range(3)]
+        assert all(int(result.status) == Status.CONVERGED for result in results)
+        assert all(np.max(result.residuals) < 5 * 2.4e-5 for result in results)
+    assert any(not np.allclose(result.values, [5, 5, 5, 4], atol=1e-4) for result in operators[False])
+    for result in operators[True]:
+        np.testing.assert_allclose(result.values, [5, 5, 5, 4], atol=1e-4)
+        flat = result.vectors.reshape(4, -1)
+        np.testing.assert_allclose(flat @ flat.T, np.eye(4), atol=1e-5)
+        assert int(result.num_matvecs) < 60
+    together = jax.vmap(lambda key: top(x, key, True))(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_allclose(together.values, [[5, 5, 5, 4]] * 2, atol=1e-4)
+    assert np.all(together.status == Status.CONVERGED)
+
+
+def test_copies_inside_a_dense_spectrum_take_as_long_again(key):
+    """Pairs 1/300 apart: a number of steps fixed beforehand (m/2 = 20) would not be enough to see the second copies."""
+    values = jnp.repeat(jnp.linspace(0.0, 1.0, 300), 2)
+    operator = from_function(jax.tree_util.Partial(jnp.multiply, values), values)
+    result = eigenpairs(operator, key, num=4, copies=True)
+    assert int(result.status) == Status.CONVERGED
+    np.testing.assert_allclose(result.values, values[:-5:-1], atol=1e-4)
+    hurried = eigenpairs(operator, key, num=4, copies=True, max_restarts=3)
+    assert int(hurried.status) == Status.MAX_STEPS
+    ends = eigenpairs(operator, key, num=2, which="both", copies=True)
+    np.testing.assert_allclose(ends.values, [0, 0, 1, 1], atol=1e-4)
 
 
 def test_bad_numbers(key):
