@@ -261,7 +261,7 @@ def _after(carry: _Carry, q: PyTree, product: PyTree, *, size: int) -> _Carry:
 
 
 def _random_direction(
-    residual: tuple[PyTree, jax.Array], key: jax.Array, basis: PyTree, count: jax.Array
+    residual: tuple[PyTree, jax.Array], key: jax.Array, basis: PyTree, count: jax.Array | int
 ) -> tuple[PyTree, jax.Array]:
     v = tree.random_normal(key, residual[0])
     v = jax.lax.fori_loop(0, 2, lambda _, v: orthogonalise(basis, v, count), v)
