@@ -51,8 +51,8 @@ def hessian(loss_fn: LossFn, params: PyTree, batches: Data, *, mask: tree.Mask |
     (ReLU at 0) counts with the derivative JAX gives it; NaN in the parameters gives NaN products, which the algorithms
     report as `Status.NON_FINITE`.
 
-    Cost: a product is 1.4 gradients for one batch (residuals held: the memory of one gradient), 1.9 gradients and the
-    memory of one batch for `Batches`.
+    Cost: a product is 1.3 gradients for one batch (residuals held: the memory of one gradient), 1.5 to 1.8 gradients
+    and the memory of one batch for `Batches`, as measured by `python -m benchmarks hvp`.
 
     Reference: B. A. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994) 147.
 

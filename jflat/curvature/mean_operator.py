@@ -5,7 +5,7 @@ Every curvature matrix here is a mean per sample, A = sum_b (B_b / M) A_b over b
 does the rest:
 
 - one batch: linearised once; the residuals are arrays of the operator, and a product is the tangent pass alone (1.3
-  gradients on a multilayer perceptron, where a fresh product takes 1.9);
+  gradients on a multilayer perceptron, where a fresh product takes 1.5 to 1.8);
 - a `Batches`: linearised anew in every product, one batch after the other, in the memory of one batch;
 - a `Stream`: the same from the host, one pass over the source per product (or per block of products, `matmat`).
 
