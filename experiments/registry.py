@@ -35,6 +35,7 @@ EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
     "mixtures-flat": "experiments.mixtures.flat",
     "mixtures-ridge": "experiments.mixtures.ridge",
+    "shaping-algorithms": "experiments.shaping.algorithms",
     "spectrum": "experiments.curvature.spectrum",
 }
 

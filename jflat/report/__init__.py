@@ -4,11 +4,13 @@
 - `mean_and_stderr`, `spearman`, `spearman_within`, `bootstrap_interval`: small statistics
 - `Measured`, `text_table`, `format_measured`: tables, and values with errors in the right digits
 - `figures`: curves, local energies, spectra and scatter plots (`figures.save_figure` writes them)
+- `draw_panels`, `Panel`, `Series`: lines of a theory and measured points, panel below panel
 - `write_page`, `Section`, `Table`, `Picture`, `Facts`: the page
 """
 
 from jflat.report import figures
 from jflat.report.page import Facts, Picture, Section, Table, write_page
+from jflat.report.panels import Panel, Series, draw_panels
 from jflat.report.statistics import (
     BootstrapInterval,
     bootstrap_interval,
@@ -24,11 +26,14 @@ __all__ = [
     "BootstrapInterval",
     "Facts",
     "Measured",
+    "Panel",
     "Picture",
     "Run",
     "Section",
+    "Series",
     "Table",
     "bootstrap_interval",
+    "draw_panels",
     "figures",
     "format_cell",
     "format_measured",

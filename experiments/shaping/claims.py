@@ -1,0 +1,138 @@
+"""Claims with their status, and the page they stand on, for the experiments of this folder."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.registry import Summary
+from jflat.core import Status, succeeded
+from jflat.report import (
+    Facts,
+    Measured,
+    Picture,
+    Run,
+    Section,
+    Table,
+    figures,
+    format_measured,
+    mean_and_stderr,
+    text_table,
+    write_page,
+)
+
+__all__ = ["Claim", "agrees", "failures", "judge", "measured", "page", "picture"]
+
+STATUS_TEXT = (
+    "Holds: within the bounds beyond two standard errors; does not hold: outside of them beyond two standard errors; "
+    "undecided: in between. Bounds in brackets are ours."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row of a table of claims."""
+
+    claim: str
+    ours: str
+    theirs: str
+    status: str
+
+    @classmethod
+    def bounded(cls, claim: str, value: Measured, theirs: str, low: float, high: float) -> "Claim":
+        """The claim that a measured value lies in [low, high]."""
+        return cls(claim, format_measured(*value), theirs, judge(value, low, high))
+
+
+def measured(values: Any) -> Measured:
+    """Mean and standard error over what is finite; NaN where nothing is."""
+    values = np.asarray(values, np.float64)
+    good = values[np.isfinite(values)]
+    if good.size == 0:
+        return Measured(float("nan"), None)
+    mean, stderr = mean_and_stderr(good)
+    return Measured(float(mean), float(stderr))
+
+
+def judge(value: Measured, low: float, high: float) -> str:
+    """Whether low <= value <= high "holds" or "does not hold" beyond two standard errors, else "undecided".
+
+    >>> judge(Measured(1.0, 0.1), 0.0, np.inf), judge(Measured(1.0, 0.1), -np.inf, 0.9), judge(Measured(1, None), 0, 1)
+    ('holds', 'undecided', 'undecided')
+    """
+    if value.stderr is None or not np.isfinite([value.value, value.stderr]).all():
+        return "undecided"
+    lower, upper = value.value - 2 * value.stderr, value.value + 2 * value.stderr
+    if low <= lower and upper <= high:
+        return "holds"
+    return "does not hold" if upper < low or lower > high else "undecided"
+
+
+def agrees(ours: Measured, theirs: Measured) -> str:
+    """Whether two measurements differ by less than two standard errors of their difference.
+
+    >>> agrees(Measured(1.0, 0.3), Measured(1.5, 0.4)), agrees(Measured(1.0, 0.1), Measured(2.0, 0.1))
+    ('holds', 'does not hold')
+    """
+    numbers = [np.nan if x is None else x for x in (*ours, *theirs)]
+    if not np.isfinite(numbers).all():
+        return "undecided"
+    return "holds" if abs(numbers[0] - numbers[2]) <= 2 * np.hypot(numbers[1], numbers[3]) else "does not hold"
+
+
+def failures(arrays: Mapping[str, np.ndarray], expected: Sequence[Status] = ()) -> list[dict[str, Any]]:
+    """What did not succeed, by array of statuses and kind, with the number of times; `expected` kinds are left out."""
+    return [
+        {
+            "part": name.removesuffix("status").rstrip("/._"),
+            "outcome": Status(int(code)).name.lower().replace("_", " "),
+            "times": int(np.sum(values == code)),
+            "of": int(values.size),
+        }
+        for name, values in arrays.items()
+        if name.endswith("status")
+        for code in np.unique(values[~succeeded(values)])
+        if code not in expected
+    ]
+
+
+def picture(directory: pathlib.Path, name: str, figure: Any, caption: str) -> Picture:
+    """Write a figure as .png and .svg, and say what it shows."""
+    path = figures.save_figure(figure, directory / f"{name}.png")
+    figures.save_figure(figure, directory / f"{name}.svg")
+    return Picture(path, caption, f"{name.replace('_', ' ')}. {caption}")
+
+
+def page(
+    directory: pathlib.Path,
+    stored: Run,
+    title: str,
+    what: str,
+    claim: str,
+    pictures: Sequence[Picture],
+    tables: Sequence[Table],
+) -> Summary:
+    """Write `index.html` of a run whose metrics have "claims" and "failures"."""
+    claims, failed = stored.metrics["claims"], stored.metrics["failures"]
+    header = ["claim", "status", "ours", "theirs"]
+    rows = [[c["claim"], c["status"], c["ours"], c["theirs"]] for c in claims]
+    blocks: list[Any] = [what, STATUS_TEXT, Table(header, rows, f"Paper: {claim}")]
+    if failed:
+        cells = [[f["part"], f["outcome"], f"{f['times']} of {f['of']}"] for f in failed]
+        blocks.append(Table(["part", "outcome", "times"], cells, "What did not succeed."))
+    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
+    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
+    sections = [
+        Section("What was found", blocks),
+        Section("Figures", list(pictures)),
+        Section("Numbers", list(tables)),
+        Section("How it was run", [Facts(dict(stored.config)), Facts(facts)]),
+    ]
+    path = write_page(directory / "index.html", title, sections)
+    texts = [
+        text_table(header, rows),
+        *(f"{table.caption}\n{text_table(table.header, table.rows)}" for table in tables),
+    ]
+    return Summary("\n\n".join(texts), path, claims)
