@@ -113,10 +113,10 @@ def replicated_annealing(
     check.require_integer(where, "num_replicas", num_replicas, 1)
     check.require_choice(where, "energy", energy, ENERGIES)
     check.require_choice(where, "centre", centre, CENTRES)
-    is_list = jnp.ndim(beta) == 1 and jnp.shape(beta)[0] > 0
-    check.require(is_list, where, "beta", "must be a non-empty vector", f"shape {jnp.shape(beta)}")
-    fits = jnp.shape(gamma) in ((), jnp.shape(beta))
-    check.require(fits, where, "gamma", "must be a number, or a vector as long as beta", f"shape {jnp.shape(gamma)}")
+    is_list = np.ndim(beta) == 1 and np.shape(beta)[0] > 0
+    check.require(is_list, where, "beta", "must be a non-empty vector", f"shape {np.shape(beta)}")
+    fits = np.shape(gamma) in ((), np.shape(beta))
+    check.require(fits, where, "gamma", "must be a number, or a vector as long as beta", f"shape {np.shape(gamma)}")
     for name, values in {"beta": beta, "gamma": gamma}.items():
         if not isinstance(values, jax.Array):
             for value in np.ravel(values).tolist():

@@ -71,7 +71,7 @@ def spherical_belief_propagation(
     labels: jax.Array,
     *,
     margin: Any = 0.0,
-    damping: Any = 0.3,
+    damping: Any = 0.0,
     tolerance: Any = 1e-5,
     max_steps: Any = 1000,
 ) -> SphericalResult:
