@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflat.core import check
 from jflat.core import loop as loops
 from jflat.core.tracing import has_convolution, platform_of
 
@@ -101,13 +102,14 @@ class Train:
 
         Args:
           state: of `init` or `advance`; it is not consumed.
-          num_evals: how many intervals.
+          num_evals: how many intervals, at least 1.
           loop: "device" (one program), "host" (one compiled step, called from Python; not under `jit` or `vmap`), or
             "auto": the host for convolutions on CPU where nothing is traced, else the device.
 
         Raises:
-          ValueError: for another word, or "host" under `jit`, `vmap` or `grad`.
+          ValueError: for fewer intervals, another word, or "host" under `jit`, `vmap` or `grad`.
         """
+        check.require_integer("advance", "num_evals", num_evals, 1)
         if self.choose_loop("advance", loop, state) == "host":
             return _advance_from_host(self, state, num_evals)
         return jax.lax.scan(lambda s, _: _interval_on_device(self, s), state, length=num_evals)

@@ -166,6 +166,8 @@ def test_refused():
     train = SHARED
     with pytest.raises(ValueError, match="advance: loop must be one of 'auto', 'device', 'host'; got 'gpu'"):
         train.advance(train.init(KEYS[0]), loop="gpu")
+    with pytest.raises(ValueError, match="advance: num_evals must be"):
+        train.advance(train.init(KEYS[0]), num_evals=0)
     with pytest.raises(ValueError, match='train: loop must not be "host" under jit, vmap or grad'):
         jax.jit(lambda key: train(key, loop="host"))(KEYS[0])
     mesh = jax.make_mesh((2,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
