@@ -13,15 +13,17 @@ import numpy as np
 
 from experiments.curvature.spectrum_page import verdict
 from experiments.entropic.flatness_page import label
-from experiments.mixtures.pictures import Panel, Series, draw_panels
 from experiments.registry import Summary
 from jflat.replica import bayes_error
 from jflat.report import (
     Facts,
     Measured,
+    Panel,
     Picture,
     Section,
+    Series,
     Table,
+    draw_panels,
     figures,
     format_measured,
     load_run,
@@ -108,7 +110,8 @@ def _panels(
         for method, cells in row["methods"].items():
             x, y = _cell(cells["increment"]), _cell(cells["generalisation_error"])
             point = tuple(np.array([v]) for v in (x.value, y.value, y.stderr))
-            series[label(config["hyper"], method)] = Series(points=point)  # type: ignore[arg-type]
+            x_error = None if x.stderr is None else np.nan_to_num([x.stderr])
+            series[label(config["hyper"], method)] = Series(None, point, x_error)  # type: ignore[arg-type]
         title = "balanced clouds" if row["rho"] == 0.5 else rf"unbalanced clouds, $\rho$ = {row['rho']:g}"
         panels.append(Panel(title, "test error (%)", series, {"Bayes-optimal error": 100 * row["bayes"]}))
     return panels
@@ -154,7 +157,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             caption = (
                 f"{loss.capitalize()} loss, alpha = {alpha:g}: flatness against test error. Line: the ridge estimators "
                 "of the theory, from a small ridge at the right to a large one. Marks: mean ± one standard error of "
-                "the test error. Dotted: the smallest possible error. Flatter is left, better is lower."
+                "both. Dotted: the smallest possible error. Flatter is left, better is lower."
             )
             pictures.append(Picture(path, caption, caption))
     facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}

@@ -10,7 +10,7 @@ Claims (Mignacco et al. 2002.11544; Baldassi et al. 2010.14761):
 4. Flatness, the increment of the local energy, falls together with the error where the clouds have equal weight. It
    does not where they have not: the majority's answer is as flat as can be.
 
-    python -m experiments run mixtures-ridge                     MINUTES on two cores
+    python -m experiments run mixtures-ridge                     about 8 minutes on two cores
     python -m experiments run mixtures-ridge --preset smoke      seconds; the tests run it
 
 The simulation minimises each loss to a relative duality gap of `tolerance` in float64 (`ridge_solver`), so what differs

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.mixtures.pictures import Panel, Series, draw_panels
 from experiments.registry import Summary
 from jflat.core import Status, succeeded
 from jflat.replica import bayes_error
 from jflat.report import (
     Facts,
     Measured,
+    Panel,
     Picture,
     Section,
+    Series,
     Table,
+    draw_panels,
     figures,
     load_run,
     mean_and_stderr,
@@ -227,12 +229,13 @@ def _panels(config: Mapping[str, Any], arrays: Arrays, quantity: str, ylabel: st
     panels = []
     for rho in config["rhos"]:
         series = {}
-        for loss in config["losses"]:
+        for number, loss in enumerate(config["losses"]):
             prefix = f"{loss}/{rho:g}"
+            dodge = 1.06 ** (number - 1)  # so that bars stay apart
             mean, stderr = mean_and_stderr(100 * arrays[f"{prefix}/N={size}/{quantity}"])
             series[f"{loss} loss"] = Series(
                 (arrays[f"{prefix}/theory/curve.ridge"], 100 * arrays[f"{prefix}/theory/curve.{quantity}"]),
-                (arrays[f"{prefix}/theory/at.ridge"], mean, stderr),
+                (dodge * arrays[f"{prefix}/theory/at.ridge"], mean, stderr),
             )
         levels = {}
         if quantity == "generalisation_error":

@@ -106,8 +106,8 @@ def _logistic(A: jax.Array, ridge: jax.Array, start: jax.Array, tolerance: float
         return theta + size * direction, t + size * slope, decrement, count + 1
 
     def unfinished(carry: tuple) -> jax.Array:
-        _, _, decrement, count = carry
-        return (decrement > tolerance) & (count < MAX_NEWTON)
+        _, t, decrement, count = carry  # the next error is of the order of the square of this one
+        return (decrement > tolerance * jnp.sum(jnp.logaddexp(0.0, -t))) & (count < MAX_NEWTON)
 
     first = (start, _dot(A, start), jnp.asarray(jnp.inf, A.dtype), 0)
     theta = jax.lax.while_loop(unfinished, step, first)[0]
