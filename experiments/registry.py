@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "mixtures-flat": "experiments.mixtures.flat",
     "mixtures-ridge": "experiments.mixtures.ridge",
     "shaping-algorithms": "experiments.shaping.algorithms",
+    "shaping-local-entropy": "experiments.shaping.local_entropy",
     "spectrum": "experiments.curvature.spectrum",
 }
 
