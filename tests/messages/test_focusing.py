@@ -28,26 +28,17 @@ def right_everywhere(patterns, labels, weights):
     return np.all(np.asarray(labels) * np.einsum("bmn,bn->bm", patterns, weights) > 0)
 
 
-@pytest.mark.parametrize("make", [pseudo_reinforcement, reinforcement])
-def test_solves_a_batch(key, make):
-    patterns, labels, keys = instances(key, 4, 301, 501)
-    result = batch(patterns, labels, keys, make(0.01))
-    assert np.all(result.status == Status.SOLVED)
-    assert right_everywhere(patterns, labels, result.weights)
-    assert np.all((result.steps > 30) & (result.steps <= 100))
-    # Plain belief propagation, decoded: y = 1 throughout does not solve.
+def test_solves_twenty_instances_of_n_1001_in_one_call(key):
+    """alpha = .6, rate .01: about 80 steps. Plain belief propagation, decoded, does not solve."""
+    patterns, labels, keys = instances(key, 20, 601, 1001)
+    for make in (pseudo_reinforcement, reinforcement):
+        result = batch(patterns, labels, keys, make(0.01))
+        assert np.all(result.status == Status.SOLVED)
+        assert right_everywhere(patterns, labels, result.weights)
+        assert np.all((result.steps > 30) & (result.steps <= 100))
     plain = batch(patterns, labels, keys, Protocol(np.ones(100), np.full(100, np.inf)))
     assert np.all(plain.status == Status.NOT_SOLVED)
-    assert np.all(plain.errors > 5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [pseudo_reinforcement, reinforcement])
-def test_solves_twenty_instances_of_n_1001_in_one_call(key, make):
-    patterns, labels, keys = instances(key, 20, 601, 1001)
-    result = batch(patterns, labels, keys, make(0.005))
-    assert np.all(result.status == Status.SOLVED)
-    assert right_everywhere(patterns, labels, result.weights)
+    assert np.all(plain.errors > 10)
 
 
 def test_vmap_is_a_loop_and_solved_instances_stand_still(key):
