@@ -31,6 +31,7 @@ from experiments.entropic.methods import Hyperparameters, MethodName, make_metho
 from experiments.mixtures import flat_page
 from experiments.mixtures.observables import classifier_observables
 from experiments.registry import Progress, Summary
+from jflat.core import succeeded
 from jflat.data import gaussian_mixture
 from jflat.losses import margin_squared_error, on_margins, on_model, robust_cross_entropy
 from jflat.models import perceptron
@@ -74,7 +75,7 @@ class Config:
     noise: float = 0.5
     """eta of the local energy, relative to the norm of the weights."""
     theory_points: int = 41
-    lowest_ridge: float = 0.01
+    lowest_ridge: float = 0.05
     seed: int = 0
 
 
@@ -142,16 +143,16 @@ def train_method(config: Config, loss: str, alpha: float, method: MethodName, rh
 
 
 def ridge_curve(config: Config, loss: str, alpha: float, rho: float) -> Arrays:
-    """The replica theory's ridge estimators, from `lowest_ridge` to 100."""
+    """The replica theory's ridge estimators, from 100 down to `lowest_ridge`; NaN where it did not converge."""
     ridges = np.geomspace(100.0, config.lowest_ridge, config.theory_points)
     found = mixture(loss, alpha, config.delta, rho, ridges, noise=config.noise)
-    return {
-        "ridge": ridges,
+    values = {
         "generalisation_error": found.generalisation_error,
         "training_error": found.training_error,
         "increment": found.local_energy - found.training_error,
-        "status": found.status,
     }
+    good = succeeded(found.status)
+    return {"ridge": ridges, "status": found.status} | {k: np.where(good, v, np.nan) for k, v in values.items()}
 
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from experiments.curvature.spectrum_page import verdict
 from experiments.entropic.flatness_page import label
 from experiments.registry import Summary
+from jflat.core import succeeded
 from jflat.replica import bayes_error
 from jflat.report import (
     Facts,
@@ -65,6 +66,9 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             for rho in config["rhos"]:
                 name = part_name(loss, alpha, rho)
                 theory = {q: arrays[f"{name}/theory/{q}"] for q in (*QUANTITIES, "ridge")}
+                lost = int(np.sum(~succeeded(arrays[f"{name}/theory/status"])))
+                if lost:
+                    failures.append({"part": f"{name}/theory", "times": lost, "of": len(theory["ridge"])})
                 best = int(np.nanargmin(theory["generalisation_error"]))
                 row: dict[str, Any] = {"loss": loss, "alpha": alpha, "rho": rho}
                 row["bayes"] = bayes_error(alpha, config["delta"], rho)
@@ -77,7 +81,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
                     row["methods"][method] = cells
                     failed = int(np.sum(arrays[f"{prefix}/failed_step"] >= 0))
                     if failed:
-                        failures.append({"part": prefix, "seeds": failed, "of": config["num_seeds"]})
+                        failures.append({"part": prefix, "times": failed, "of": config["num_seeds"]})
                     if method == "sgd" or "sgd" not in config["methods"]:
                         continue
                     where = f"{loss}, alpha = {alpha:g}, rho = {rho:g}"
@@ -144,8 +148,10 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     )
     blocks: list[Any] = [what, Table(claims_header, claims, f"Paper: {claim}")]
     if metrics["failures"]:
-        failures = [[f["part"], f"{f['seeds']} of {f['of']}"] for f in metrics["failures"]]
-        blocks.append(Table(["training", "seeds that became non-finite"], failures, "Left out of the means."))
+        failures = [[f["part"], f"{f['times']} of {f['of']}"] for f in metrics["failures"]]
+        blocks.append(
+            Table(["part", "failed"], failures, "Seeds that became non-finite, points without a theory. Left out.")
+        )
     pictures = []
     for loss in config["losses"]:
         for alpha in config["alphas"]:

@@ -170,6 +170,8 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, comparisons: list[dict[st
             ends = arrays[f"{prefix}ridge"].max()
             above = f"{error - optimum:.5f} above Bayes at ridge {ridge:.3g}"
             flat, test = arrays[f"{prefix}increment"], arrays[f"{prefix}generalisation_error"]
+            known = np.isfinite(flat) & np.isfinite(test)
+            flat, test = flat[known], test[known]
             together = bool(np.all(np.sign(np.diff(flat)) * np.sign(np.diff(test)) >= 0))
             name = f"{loss}, rho = {rho:g}"
             theirs = "yes" if loss == "squared" else "not studied"
@@ -273,7 +275,9 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
     drawn = {
         "error": (
             draw_panels(_panels(config, arrays, "generalisation_error", "test error (%)"), xlabel=ridge),
-            f"Test error against the ridge. {same} Dotted: the smallest error that any estimator can have.",
+            f"Test error against the ridge. {same} Dotted: the smallest error that any estimator can have. At a large "
+            "ridge the bias, of size 1/sqrt(M) by the chance imbalance of labels, outweighs outputs of size 1/lambda: "
+            "a finite-size effect.",
         ),
         "training_error": (
             draw_panels(_panels(config, arrays, "training_error", "training error (%)"), xlabel=ridge),

@@ -151,6 +151,7 @@ def test_flat_claims_are_paired_differences():
     config |= {"methods": ["sgd", "replicated_sgd"], "hyper": {"num_replicas": 3}}
     names = ("generalisation_error", "increment", "training_error")
     arrays = {f"squared/2/0.5/theory/{name}": np.array([0.3, 0.2]) for name in (*names, "ridge")}
+    arrays["squared/2/0.5/theory/status"] = np.zeros(2, int)
     hard = rng.normal(size=20)  # samples differ more than methods do
     for method, gain in (("sgd", 0.0), ("replicated_sgd", 0.02)):
         for name in names:
@@ -162,12 +163,12 @@ def test_flat_claims_are_paired_differences():
     assert [claim["status"] for claim in metrics["claims"]] == ["confirmed", "confirmed"]
     assert metrics["claims"][0]["ours"]["value"] == pytest.approx(-0.02, abs=5 * 0.0071 / np.sqrt(19))
     assert metrics["rows"][0]["best_ridge"]["generalisation_error"] == 0.2
-    assert metrics["failures"] == [{"part": "squared/2/0.5/sgd", "seeds": 1, "of": 20}]
+    assert metrics["failures"] == [{"part": "squared/2/0.5/sgd", "times": 1, "of": 20}]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Finished smoke runs of both experiments: {module: directory}."""
+    """Finished smoke runs of the experiments: {module: directory}."""
     root = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"):
         for module in (ridge, flat):
