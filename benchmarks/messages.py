@@ -5,9 +5,11 @@ another one of the same size, measured in turn with the sweep (STREAM's "copy": 
 allocates: outputs take the place of donated inputs. `over_floor` is the ratio of medians of wall time, and
 `cpu_over_floor` that of processor time over all threads, which a busy machine does not disturb. `over_with_patterns`
 also counts the 4 bytes of the pattern that every message needs. `error` is the largest difference from the messages of
-the exact formula in float64, relative to the largest message.
+the exact formula in float64, relative to the largest message. `load` is the machine's load average after the run: where
+it exceeds the cores, wall time is that of the neighbours, above all for the short sweeps of one instance.
 """
 
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -104,6 +106,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                     "cpu_over_floor": round(cpu / copy_cpu, 2),
                     "over_with_patterns": round(wall / copy_wall / 1.5, 2),
                     "error": float(f"{error:.1e}"),
+                    "load": round(os.getloadavg()[0], 1),
                     "compile_s": round(compile_seconds, 2),
                 },
             )
