@@ -38,6 +38,7 @@ EXPERIMENTS = {
     "shaping-algorithms": "experiments.shaping.algorithms",
     "shaping-local-entropy": "experiments.shaping.local_entropy",
     "spectrum": "experiments.curvature.spectrum",
+    "unveiling-margins": "experiments.unveiling.margins",
 }
 
 

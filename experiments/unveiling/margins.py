@@ -52,8 +52,8 @@ class Config:
     """Patterns per weight of all but the thresholds."""
     fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
     """Margins k~ of the references, as fractions of kappa_max."""
-    nested_fractions: tuple[float, ...] = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
-    """Margins of the solutions counted around one of margin kappa_max."""
+    nested_fractions: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+    """Margins of the solutions counted around one of margin kappa_max, besides 0."""
     num_small: int = 14
     """Distances of a curve from 0.0025 to 0.1, even in the logarithm; some more are those of the specification."""
     num_large: int = 14
@@ -87,7 +87,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         fractions=(0.0, 1.0),
-        nested_fractions=(0.0, 0.9),
+        nested_fractions=(0.9,),
         num_small=2,
         num_large=3,
         densest_points=0,
@@ -187,13 +187,12 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     """Theory and simulations, part by part; parts that are finished on disk are not done again."""
     where = "unveiling-margins"
     for name, fractions in (("fractions", config.fractions), ("nested_fractions", config.nested_fractions)):
-        is_right = all(0 <= f <= 1 for f in fractions) and list(fractions) == sorted(fractions)
+        is_right = all(0 <= f <= 1 for f in fractions) and list(fractions) == sorted(set(fractions))
         check.require(is_right, where, name, "must ascend within [0, 1]", fractions)
     check.require(config.fractions[-1] == 1, where, "fractions", "must end with 1", config.fractions)
     check.require(config.fractions[0] == 0, where, "fractions", "must begin with 0", config.fractions)
-    check.require(
-        max(config.nested_fractions) < 1, where, "nested_fractions", "must be below 1", config.nested_fractions
-    )
+    inside = all(0 < f < 1 for f in config.nested_fractions)
+    check.require(inside, where, "nested_fractions", "must be within (0, 1)", config.nested_fractions)
     ends = config.free_distances[-1] == 0.5
     check.require(ends, where, "free_distances", "must end with 0.5", config.free_distances)
     for name, size in (("size", config.size), ("search_size", config.search_size)):

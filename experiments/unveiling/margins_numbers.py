@@ -98,7 +98,9 @@ def best_margin(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 def farthest_margin(arrays: Arrays) -> np.ndarray:
     """For each distance from a solution of largest margin, the largest margin of the solutions there (NaN: unknown)."""
-    return np.array([first_zero(arrays["nested/margins"], column) for column in arrays["nested/value"].T])
+    margins = np.append(0.0, arrays["nested/margins"])
+    value = np.vstack([arrays["around/value"][-1:], arrays["nested/value"]])
+    return np.array([first_zero(margins, column) for column in value.T])
 
 
 def typical_distances(arrays: Arrays) -> np.ndarray:
@@ -226,12 +228,20 @@ def _theory_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping[s
     shares = numbers["best_margin"][: int(small.sum())] / arrays["volumes/margins"][-1]
     text = f"{shares.min():.2f} κ_max or more"
     claims.append(Claim("d ≤ .05: densest around margin", text, "κ_max (best near it)", _holds(shares.min() > 0.9)))
-    falling = np.diff(numbers["farthest_margin"][np.isfinite(numbers["farthest_margin"])])
-    is_nested = falling.size > 0 and bool(np.all(falling[: max(1, falling.size // 2)] < 0))
-    ends = [x for x in numbers["farthest_margin"] if np.isfinite(x)]
-    text = f"largest margin falls from {ends[0]:.3f} to {min(ends):.3f}" if ends else "none found"
-    claims.append(Claim("smaller and smaller margins around κ_max", text, "yes", _holds(is_nested)))
+    claims.append(_nested_claim(distances, numbers["farthest_margin"]))
     return claims
+
+
+def _nested_claim(distances: np.ndarray, farthest: np.ndarray) -> Claim:
+    """The nearer part of the curve: farther out come other solutions of large margin."""
+    near = np.isfinite(farthest) & (distances <= 0.1)
+    label = "smaller and smaller margins around κ_max"
+    if near.sum() < 2:
+        return Claim(label, "not resolved", "yes", "undecided")
+    d, margin = distances[near], farthest[near]
+    i = int(np.argmin(margin))
+    text = f"largest margin: {margin[0]:.3f} at d = {d[0]:g}, least {margin[i]:.3f} at {d[i]:g}"
+    return Claim(label, text, "yes", _holds(i > 0 and bool(np.all(np.diff(margin[: i + 1]) < 0))))
 
 
 def _critical_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping[str, Any]) -> list[Claim]:

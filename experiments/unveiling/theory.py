@@ -4,6 +4,7 @@ Functions return arrays by name, nats per weight and Hamming distances per weigh
 far they are. References are margins k~; fractions are those of the largest margin kappa_max at the load.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.optimize import brentq
 
 from jflat.core import succeeded
 from jflat.replica import (
+    FranzParisiResult,
     Model,
     binary_perceptron,
     capacity,
@@ -32,12 +34,17 @@ SMALL = np.geomspace(0.002, 0.04, 22)
 PERCEPTRON = binary_perceptron()
 
 
+@functools.lru_cache(maxsize=8)  # the same references are asked for twice
+def _curve(alpha: float, reference: float, distances: tuple[float, ...]) -> FranzParisiResult:
+    return franz_parisi(PERCEPTRON, alpha, np.asarray(distances), reference=reference)
+
+
 def around(alpha: float, references: Sequence[float], distances: np.ndarray, tell: Tell) -> Arrays:
     """Local entropy (R, n) at margin 0 around typical solutions at each margin k~."""
     curves = []
     for number, reference in enumerate(references):
         tell(number / len(references), f"local entropy around solutions at margin {reference:.3f}")
-        curves.append(franz_parisi(PERCEPTRON, alpha, distances, reference=float(reference)))
+        curves.append(_curve(alpha, float(reference), tuple(distances.tolist())))
     return {
         "references": np.asarray(references, np.float64),
         "distances": distances,
