@@ -37,6 +37,7 @@ EXPERIMENTS = {
     "mixtures-ridge": "experiments.mixtures.ridge",
     "shaping-algorithms": "experiments.shaping.algorithms",
     "shaping-local-entropy": "experiments.shaping.local_entropy",
+    "shaping-committee": "experiments.shaping.committee",
     "spectrum": "experiments.curvature.spectrum",
     "unveiling-margins": "experiments.unveiling.margins",
 }

@@ -34,11 +34,12 @@ import numpy as np
 from experiments.registry import Progress, Summary
 from experiments.shaping import algorithms_page
 from experiments.shaping.parts import Part, run_parts
+from experiments.unveiling.theory import break_up, thresholds
 from jflat.data import random_patterns
 from jflat.messages import Protocol, focusing, pseudo_reinforcement, reinforcement, replicated_sgd
-from jflat.replica import binary_perceptron, capacity, franz_parisi, wide_minima_threshold
+from jflat.replica import binary_perceptron
 
-__all__ = ["CLAIM", "PRESETS", "Config", "report", "run", "thresholds"]
+__all__ = ["CLAIM", "PRESETS", "Config", "report", "run", "theory"]
 
 CLAIM = "Message passing and replicas that look for wide flat minima learn until these break up (1905.07833)."
 
@@ -166,34 +167,18 @@ def _sgd_part(config: Config, number: int) -> Part:
     return part
 
 
-def break_up_of_high_margins(tolerance: float = 1e-3) -> float:
-    """The load from which the local entropy around solutions of the largest margin first falls with distance."""
-    low, high = 0.70, 0.76
-    distances = np.geomspace(0.002, 0.01, 8)
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        slope = franz_parisi(binary_perceptron(), middle, distances, reference="max-margin").slope
-        low, high = (middle, high) if slope.min() > 0 else (low, middle)
-    return (low + high) / 2
-
-
-def thresholds() -> dict[str, float]:
+def theory(tell: Callable[[float, str], None]) -> dict[str, Any]:
     """Loads of the theory for the binary perceptron."""
     model = binary_perceptron()
-    return {
-        "high_margin": break_up_of_high_margins(),
-        "wide_minima": float(wide_minima_threshold(model).value),
-        "capacity": float(capacity(model).value),
-    }
+    high_margin = break_up(model, 1.0, (0.70, 0.76), 1e-3, tell)["threshold"]
+    tell(0.9, "theory: break-up and capacity")
+    found = thresholds(model)
+    return {"high_margin": high_margin} | {name: found[name] for name in ("wide_minima", "capacity", "status")}
 
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     """Solve all instances, load by load; loads that are finished on disk are not done again."""
     parts: dict[str, Part] = {}
-
-    def theory(tell: Callable[[float, str], None]) -> dict[str, Any]:
-        tell(0.0, "theory")
-        return thresholds()
 
     if config.theory:
         parts["theory"] = theory

@@ -40,6 +40,9 @@ class Settings:
 
     rate: float = 0.01
     """Of focusing belief propagation."""
+    damping: float = 0.5
+    update: Literal["parallel", "sequential"] = "parallel"
+    """Of its sweeps; correlated patterns need sequential ones."""
     learning_rate: float = 0.05
     batch_size: int = 20
     """Of cross-entropy SGD."""
@@ -50,17 +53,22 @@ class Settings:
     fast_factor: float = 1.2
     constant_gamma: float = 0.5
     slope: float = 1.0
-    """beta of the units tanh(beta Delta) of a committee; grows as gamma does in `slow` and `fast`."""
+    """beta of the units tanh(beta Delta) of a committee in the first epoch."""
+    slope_factor: float = 1.0
+    """Its growth per epoch."""
     num_replicas: int = 7
     replica_batches: int = 10
     """Batches an epoch, of `replicated` and `least_action`."""
     max_epochs: int = 1000
 
 
-@functools.partial(jax.jit, static_argnames=("num_units", "rate"))
-def _focusing(x: jax.Array, s: jax.Array, keys: jax.Array, *, num_units: int, rate: float) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("num_units", "rate", "damping", "update"))
+def _focusing(
+    x: jax.Array, s: jax.Array, keys: jax.Array, *, num_units: int, rate: float, damping: float, update: str
+) -> dict[str, jax.Array]:
+    options: dict[str, Any] = {"num_units": num_units, "damping": damping, "update": update}
     protocol = pseudo_reinforcement(rate)
-    found = jax.vmap(lambda x, s, k: focusing(x, s, k, protocol=protocol, num_units=num_units))(x, s, keys)
+    found = jax.vmap(lambda x, s, k: focusing(x, s, k, protocol=protocol, **options))(x, s, keys)
     return {"weights": found.weights, "errors": found.errors, "work": found.steps, "status": found.status}
 
 
@@ -99,7 +107,8 @@ def solve(
       gamma when it stopped.
     """
     if name == "focusing":
-        found = _focusing(patterns, labels, keys, num_units=num_units, rate=settings.rate)
+        choice: dict[str, Any] = {"rate": settings.rate, "damping": settings.damping, "update": settings.update}
+        found = _focusing(patterns, labels, keys, num_units=num_units, **choice)
     elif name in ("replicated", "least_action"):
         replicas = settings.num_replicas if name == "replicated" else 1
         batch_size = -(-patterns.shape[1] // settings.replica_batches)
@@ -117,7 +126,7 @@ def solve(
             "gamma": gamma,
             "gamma_factor": factor,
             "slope": settings.slope,
-            "slope_factor": factor if name in ("slow", "fast") else 1.0,
+            "slope_factor": settings.slope_factor,
             "learning_rate": settings.learning_rate,
         }
         options = {key: jnp.float32(value) for key, value in numbers.items()}
