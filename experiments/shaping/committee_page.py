@@ -65,18 +65,19 @@ def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, Measured]:
 
 
 def _quantities(config: Mapping[str, Any], arrays: Arrays, name: str) -> dict[str, np.ndarray]:
-    """Numbers of one search, (S,). What is near the solution is NaN where the search found none."""
+    """Numbers of one search, (S,); NaN, but for the training error, where that is above `max_train_error`."""
     place = int(np.argmin(np.abs(np.asarray(config["flips"]) - FLIPS)))
-    solved = arrays[f"{name}/status"] == Status.SOLVED
+    train = np.asarray(arrays[f"{name}/train_error"], np.float64)
+    kept = train <= config["max_train_error"]
     entropy = np.asarray(arrays[f"{name}/entropies"][:, -1], np.float64)
     d = np.clip(np.asarray(arrays[f"{name}/distances"][:, -1], np.float64), 1e-9, 1 - 1e-9)
     deficit = -d * np.log(d) - (1 - d) * np.log1p(-d) - entropy
     known = arrays[f"{name}/entropy_status"][:, -1] == Status.CONVERGED
     return {
-        "energy": np.where(solved, arrays[f"{name}/energy"][:, place].astype(float), np.nan),
-        "deficit": np.where(solved & known, deficit, np.nan),
-        "test_error": np.where(solved, arrays[f"{name}/test_error"], np.nan),
-        "train_error": arrays[f"{name}/train_error"].astype(float),
+        "energy": np.where(kept, train + arrays[f"{name}/energy"][:, place], np.nan),
+        "deficit": np.where(kept & known, deficit, np.nan),
+        "test_error": np.where(kept, arrays[f"{name}/test_error"], np.nan),
+        "train_error": train,
     }
 
 
@@ -87,7 +88,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         np.stack([own[q] for own in numbers.values()], axis=1) for q in ("energy", "deficit", "test_error")
     )
     claims, found = [], {}
-    for words, values in (("local energy", energy), ("local entropy lost", deficit)):
+    for words, values in (("error with flips", energy), ("local entropy lost", deficit)):
         for kind, value in correlations(values, test).items():
             found[f"{words}, {kind}"] = value._asdict()
             text = f"rank correlation of {words} and test error, {kind}"
@@ -95,13 +96,13 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     for flat in FLAT:
         for sharp in SHARP:
             if flat in numbers and sharp in numbers:
-                for quantity, words in (("energy", "rise of the error at p = .1"), ("test_error", "test error")):
+                for quantity, words in (("energy", "error with flips, p = .1"), ("test_error", "test error")):
                     difference = numbers[flat][quantity] - numbers[sharp][quantity]
                     text = f"{words}: {LABELS[flat]} − {LABELS[sharp]}"
                     claims.append(Claim.bounded(text, measured(difference), "less (< 0)", -np.inf, 0.0))
     searches = {
         name: {"solved": int(np.sum(arrays[f"{name}/status"] == Status.SOLVED))}
-        | {"entropies": int(np.isfinite(own["deficit"]).sum())}
+        | {"kept": int(np.isfinite(own["test_error"]).sum()), "entropies": int(np.isfinite(own["deficit"]).sum())}
         | {q: measured(v)._asdict() for q, v in own.items()}
         for name, own in numbers.items()
     }
@@ -118,28 +119,33 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
     numbers = {name: _quantities(config, arrays, name) for name in config["searches"]}
     kept = {name: own for name, own in numbers.items() if np.isfinite(own["energy"]).any()}
     where = f"{config['num_units']} units, {config['num_train']} images of {config['data'].replace('_', '-')}"
+    limit = config["max_train_error"]
+    rule = f" that ends with a training error of at most {100 * limit:g} %" if limit else " without training errors"
     drawn = []
     if kept:
         scatter = figures.scatter(
             {LABELS[name]: 100 * own["energy"] for name, own in kept.items()},
             {LABELS[name]: 100 * own["test_error"] for name, own in kept.items()},
-            xlabel=f"local energy: rise of the training error at $p$ = {FLIPS:g} (points)",
+            xlabel=f"flatness: training error with flips, $p$ = {FLIPS:g} (%)",
             ylabel="test error (%)",
             title=where,
         )
         caption = (
-            "Local energy against test error; a mark is a draw of the images and a search without training errors. "
-            "Flatter is left, better is lower."
+            f"Training error when each weight flips with probability {FLIPS:g}, against test error; a mark is a draw "
+            f"of the images and a search{rule}. Flatter is left, better is lower."
         )
         drawn.append(("flatness_and_test_error", scatter, caption))
         curves = figures.local_energy(
             config["flips"],
-            {LABELS[name]: 100 * arrays[f"{name}/energy"][np.isfinite(own["energy"])] for name, own in kept.items()},
-            ylabel="rise of the error (points)",
+            {
+                LABELS[name]: 100 * (own["train_error"][:, None] + arrays[f"{name}/energy"])[np.isfinite(own["energy"])]
+                for name, own in kept.items()
+            },
+            ylabel="training error (%)",
             xlabel="probability $p$ that a weight flips",
             title=where,
         )
-        caption = "Local energy against the probability of a flip; band of one standard error over draws."
+        caption = "Training error against the probability of a flip; band of one standard error over draws."
         drawn.append(("local_energy", curves, caption))
     return [picture(directory, *one) for one in drawn]
 
@@ -155,11 +161,21 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     stored = load_run(directory)
     config, metrics, arrays = stored.config, stored.metrics, stored.arrays
     n = config["num_seeds"]
-    header = ["search", "solved", "test error, %", "local energy, %", "entropy lost", "of", "training error, %"]
+    header = [
+        "search",
+        "solved",
+        "kept",
+        "test error, %",
+        "error with flips, %",
+        "entropy lost",
+        "of",
+        "training error, %",
+    ]
     rows = [
         [
             LABELS[name],
             f"{own['solved']}/{n}",
+            own["kept"],
             _cell(own["test_error"], 100.0),
             _cell(own["energy"], 100.0),
             _cell(own["deficit"]),
@@ -169,8 +185,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         for name, own in metrics["searches"].items()
     ]
     caption = (
-        "Mean ± standard error over draws; test error and flatness of solutions only, training error of all. Entropy "
-        f"lost: that of all configurations at the same distance less the local entropy, at field "
+        "Mean ± standard error over draws; test error and flatness of runs that are kept, training error of all. "
+        f"Entropy lost: that of all configurations at the same distance less the local entropy, at field "
         f"{config['fields'][-1]:g}, where belief propagation converged (number of draws)."
     )
     correlation_rows = [[name, _cell(value)] for name, value in metrics["correlations"].items()]
@@ -181,7 +197,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     what = (
         f"Committees of {config['num_units']} units with weights +-1 learn {config['num_train']} images of two "
         f"classes; {n} draws of the images, shared by all searches. Ours: mean over draws ± one standard error, paired "
-        "where two searches are compared; only runs without training errors count."
+        f"where two searches are compared; runs with more than {100 * config['max_train_error']:g} % training error do "
+        f"not count. Flatness: the training error when each weight flips with probability {FLIPS:g}."
     )
     pictures = _pictures(directory, config, arrays)
     title = "Do flatter committees generalise better?"
