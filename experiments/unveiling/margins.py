@@ -70,7 +70,7 @@ class Config:
     size: int = 2001
     """N of the solutions whose surroundings are measured; odd."""
     num_instances: int = 16
-    targets: tuple[float, ...] = (0.0, 0.2, 0.3)
+    targets: tuple[float, ...] = (0.0, 0.15, 0.25)
     """Margins at which solutions are searched, in standard deviations of a field."""
     rate: float = 0.005
     """Of focusing; 1 / rate steps at most."""

@@ -104,11 +104,10 @@ def _margin_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
         "densest surroundings at d", r"best margin $\tilde\kappa$", {"best reference": Series(line=(d, places))}, level
     )
     farthest = farthest_margin(arrays)
-    known = np.isfinite(farthest)
     nested = Panel(
         r"largest margin at d from a $\kappa_{max}$ solution",
         r"largest margin $\kappa$",
-        {"largest margin there": Series(line=(d[known], farthest[known]))},
+        {"largest margin there": Series(line=(d, farthest))},
         level,
     )
     return {
@@ -120,7 +119,8 @@ def _margin_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
         "margins_by_distance": (
             draw_panels([best, nested], xlabel=DISTANCE, height=2.5),
             "Theory. Above: the margin of the reference whose local entropy is largest at d. Below: the largest margin "
-            "that solutions at distance d from a solution of largest margin have.",
+            "that solutions at distance d from a solution of largest margin have; where the line is broken, more than "
+            f"{config['nested_fractions'][-1]:g} of it; at the distance of two such solutions, all of it.",
         ),
     }
 
