@@ -50,7 +50,7 @@ class Config:
 
     alpha: float = 0.5
     """Patterns per weight of all but the thresholds."""
-    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+    fractions: tuple[float, ...] = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
     """Margins k~ of the references, as fractions of kappa_max."""
     nested_fractions: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
     """Margins of the solutions counted around one of margin kappa_max, besides 0."""

@@ -174,7 +174,12 @@ def _load_figure(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: 
             for f in config["break_up_fractions"]
         }
         panels.append(
-            Panel("least slope of the local entropy", r"$\min_d\, d\phi/dd$ (nats / weight)", slopes, {"zero": 0.0})
+            Panel(
+                "least slope of the local entropy",
+                r"$\min_d\, d\phi/dd$ (nats / flipped weight)",
+                slopes,
+                {"zero": 0.0},
+            )
         )
         places = {
             r"around $\kappa_{max}$": metrics["break_up"]["perceptron/1"],
@@ -254,7 +259,12 @@ def _stability_figure(config: Mapping[str, Any], arrays: Arrays) -> tuple[Any, s
             middle = (edges[1:] + edges[:-1]) / 2 / root
             points = middle, [m.value for m in found], [m.stderr or math.nan for m in found]
         panels.append(
-            Panel(_target_label(target), "density", {_target_label(target): Series(line, points)}, lowest=0.0)
+            Panel(
+                _target_label(target),
+                r"density per unit $\Delta$",
+                {_target_label(target): Series(line, points)},
+                lowest=0.0,
+            )
         )
     figure = draw_panels(panels, xlabel=r"stability $\Delta$ (standard deviations of a field)", log_x=False, height=2.2)
     caption = (
