@@ -59,7 +59,8 @@ def test_break_up_finds_a_planted_load(monkeypatch, fraction, critical):
         return types.SimpleNamespace(slope=slope, status=np.full(distances.shape, Status.CONVERGED))
 
     monkeypatch.setattr(theory, "franz_parisi", planted)
-    monkeypatch.setattr(theory, "max_margin", lambda model, alpha: types.SimpleNamespace(value=np.asarray(1 - alpha)))
+    largest = lambda model, alpha: types.SimpleNamespace(value=1 - alpha, status=np.int32(Status.CONVERGED))  # noqa: E731
+    monkeypatch.setattr(theory, "max_margin", largest)
     found = theory.break_up(theory.PERCEPTRON, fraction, [0.6, 0.7001, 0.8], 1e-4, quiet)
     if critical > 0.8:
         assert np.isnan(found["threshold"])
@@ -67,7 +68,14 @@ def test_break_up_finds_a_planted_load(monkeypatch, fraction, critical):
         assert found["threshold"] == pytest.approx(critical, abs=2e-4)
     assert list(found["loads"]) == sorted(found["loads"])
     assert set(found["places"]) == {theory.SMALL[10]}
-    assert visited[0] == ("max-margin" if fraction == 1 else pytest.approx(fraction * 0.4))
+    assert visited[0] == pytest.approx(fraction * 0.4)
+
+
+def test_the_largest_margin_is_found_where_the_path_is_lost(monkeypatch):
+    lost = types.SimpleNamespace(value=np.nan, status=np.int32(Status.MAX_STEPS))
+    monkeypatch.setattr(theory, "max_margin", lambda model, alpha: lost)
+    monkeypatch.setattr(theory, "capacity", lambda model, *, margin: types.SimpleNamespace(value=np.exp(-margin)))
+    assert theory._largest_margin(theory.PERCEPTRON, 0.7) == pytest.approx(-np.log(0.7), abs=1e-9)
 
 
 @pytest.fixture(scope="module")
