@@ -62,7 +62,7 @@ class Config:
     num_instances: int = 20
     sgd_size: int = 201
     """N of replicated SGD; odd."""
-    sgd_alphas: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+    sgd_alphas: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
     num_replicas: int = 7
     sgd_instances: int = 20
     sgd_epochs: int = 300
@@ -77,7 +77,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         size=21,
-        alphas=(0.2, 1.5),
+        alphas=(0.2,),
         rates=(0.1,),
         num_instances=3,
         sgd_size=21,

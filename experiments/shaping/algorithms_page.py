@@ -73,12 +73,16 @@ def threshold(alphas: Sequence[float], solved: np.ndarray) -> tuple[Measured, st
 
 
 def shift(alphas: Sequence[float], better: np.ndarray, worse: np.ndarray) -> Measured:
-    """The difference of two thresholds on the same instances, paired, with its standard error."""
+    """The difference of two thresholds on the same instances, paired, with its standard error.
+
+    Half an instance that tells them apart is added at each load, so that the error is never zero.
+    """
     difference = better.astype(float) - worse.astype(float)
-    widths = _widths(np.asarray(alphas, float))
-    number = difference.shape[1]
-    variance = np.sum(widths**2 * difference.var(axis=1, ddof=1) / number) if number > 1 else np.nan
-    return Measured(float(np.sum(widths * difference.mean(axis=1))), float(np.sqrt(variance)))
+    widths, number = _widths(np.asarray(alphas, float)), difference.shape[1]
+    mean = difference.mean(axis=1)
+    square = (np.sum(difference**2, axis=1) + 0.5) / (number + 1)
+    variance = np.sum(widths**2 * np.maximum(square - mean**2, 0.5 / (number + 1) ** 2) / number)
+    return Measured(float(np.sum(widths * mean)), float(np.sqrt(variance)))
 
 
 def fraction(arrays: Arrays, alphas: Sequence[float], kind: str, name: str) -> np.ndarray:

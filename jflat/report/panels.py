@@ -90,7 +90,8 @@ def draw_panels(panels: Sequence[Panel], *, xlabel: str, log_x: bool = True, hei
                 axes.axvline(value, linestyle=(0, (1, 1.5)), **_REFERENCE)
                 where = {"xy": (value, 0.98), "xycoords": ("data", "axes fraction"), "xytext": (-3, 0)}
                 style = {"rotation": 90, "ha": "right", "va": "top", "color": "#333333", "fontsize": 8}
-                axes.annotate(label, textcoords="offset points", **where, **style)
+                box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}  # over the grid and curves
+                axes.annotate(label, textcoords="offset points", bbox=box, **where, **style)
         axes_list[-1].set_xlabel(xlabel)
         figure.legend(
             list(handles.values()),

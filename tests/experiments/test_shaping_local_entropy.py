@@ -190,7 +190,7 @@ def test_smoke_numbers_are_consistent(finished):
         np.testing.assert_array_equal(run.arrays[f"search/{name}/errors"], (delta <= 0).sum(1))
         trace = np.sum(0.5 / np.cosh(delta) ** 2, axis=1)  # |xi|^2 = N
         np.testing.assert_allclose(run.arrays[f"search/{name}/eigenvalues"].sum(1), trace, rtol=1e-4)
-    assert run.metrics["searches"]["focusing"]["solved"] == 3
+    assert run.metrics["searches"]["slow"]["solved"] == 3
     gamma = run.arrays["norm/shrinking/2/gamma"]
     np.testing.assert_allclose(gamma, [0.5, 0.05])
 
