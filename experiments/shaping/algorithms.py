@@ -4,7 +4,7 @@ Claims (Baldassi et al. 1905.07833; 1511.05634, 1605.06444): belief propagation 
 propagation, solve random instances in a few sweeps up to a load not far below the capacity .833, and stop where the
 wide flat minima break up; so do replicas that attract each other, far beyond one that is alone.
 
-    python -m experiments run shaping-algorithms                     MINUTES on two cores
+    python -m experiments run shaping-algorithms                     13 minutes of processor time
     python -m experiments run shaping-algorithms --preset smoke      seconds; the tests run it
 
 For each load alpha = M / N, `num_instances` sets of random patterns with random labels, +-1, all in one vmapped call:

@@ -4,7 +4,7 @@ Claims (Baldassi et al. 1905.07833, on Fashion-MNIST, Dress against Coat): among
 flatter ones err less on new images; focusing belief propagation, replicas and SGD at a slowly growing norm find
 flatter ones than SGD at a fast growing norm and least-action learning.
 
-    python -m experiments run shaping-committee                        digits, 3 against 8: MINUTES on two cores
+    python -m experiments run shaping-committee                        digits, 3 against 8: 5 minutes of processor time
     python -m experiments run shaping-committee --data fashion_mnist --classes 3 4
     python -m experiments run shaping-committee --preset smoke         seconds; the tests run it
 
