@@ -33,11 +33,12 @@ class Summary(NamedTuple):
 
 EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
+    "mixtures-entropy": "experiments.mixtures.entropy",
     "mixtures-flat": "experiments.mixtures.flat",
     "mixtures-ridge": "experiments.mixtures.ridge",
     "shaping-algorithms": "experiments.shaping.algorithms",
-    "shaping-local-entropy": "experiments.shaping.local_entropy",
     "shaping-committee": "experiments.shaping.committee",
+    "shaping-local-entropy": "experiments.shaping.local_entropy",
     "spectrum": "experiments.curvature.spectrum",
     "unveiling-margins": "experiments.unveiling.margins",
 }

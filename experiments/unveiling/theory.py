@@ -95,14 +95,6 @@ def stability_law(alpha: float, margins: Sequence[float], stabilities: np.ndarra
     return {"stabilities": stabilities, "density": np.stack([law.value for law in found])}
 
 
-def _largest_margin(model: Model, alpha: float) -> float:
-    """kappa_max; where the path of `max_margin` loses its branch (some committees), by inverting the capacity."""
-    found = max_margin(model, alpha)
-    if bool(succeeded(found.status)):
-        return float(found.value)
-    return float(brentq(lambda k: float(capacity(model, margin=k).value) - alpha, 0.0, 1.0, xtol=1e-10))
-
-
 def break_up(model: Model, fraction: float, loads: Sequence[float], tolerance: float, tell: Tell) -> Arrays:
     """The load where the local entropy around solutions at `fraction` of kappa_max first falls with distance.
 
@@ -123,7 +115,7 @@ def break_up(model: Model, fraction: float, loads: Sequence[float], tolerance: f
     def least(alpha: float) -> float:
         if alpha not in visited:
             tell(min(0.95, len(visited) / (len(loads) + 5)), f"slopes at alpha = {alpha:.4f}")
-            curve = franz_parisi(model, alpha, SMALL, reference=fraction * _largest_margin(model, alpha))
+            curve = franz_parisi(model, alpha, SMALL, reference=fraction * float(max_margin(model, alpha).value))
             slopes = np.where(succeeded(curve.status), curve.slope, np.inf)
             place = int(np.argmin(slopes))
             visited[alpha] = float(slopes[place]), float(SMALL[place]), int(np.max(curve.status))

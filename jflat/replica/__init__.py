@@ -6,9 +6,12 @@ functions that solve for the order parameters work in float64 whatever the calle
 
 - `binary_perceptron`, `spherical_perceptron`, `tree_committee`, `parity_machine` -> `Model`: the devices
 - `entropy`, `capacity`, `max_margin`, `margin_distribution`: the volume of all solutions (Gardner)
-- `franz_parisi`: local entropy around a typical solution at a margin
+- `gibbs`: weights that minimise a `CrossEntropy` of given robustness, at a temperature
+- `franz_parisi`: local entropy around a typical solution, one at a margin, or a minimiser of a `CrossEntropy`
 - `large_deviation`, `wide_minima_threshold`: entropy of the densest regions, and where they break up
+- `robust_ensemble`: the same around the centre of a finite number of replicas
 - `mixture`, `bayes_error`: ridge estimators for two Gaussian clouds
+- `mixture_local_entropy`: local entropy of the number of errors around such an estimator
 - `legendre` -> `Rule`: quadrature for the pure functions
 - `follow` -> `Curve`: the solver, for free entropies of one's own
 """
@@ -33,6 +36,7 @@ from jflat.replica.franz_parisi import (
     franz_parisi,
     franz_parisi_phi,
 )
+from jflat.replica.gibbs import CrossEntropy, GibbsResult, Thermal, gibbs, gibbs_phi
 from jflat.replica.large_deviation import (
     DenseOrder,
     DenseRegion,
@@ -43,30 +47,62 @@ from jflat.replica.large_deviation import (
     wide_minima_threshold,
 )
 from jflat.replica.mixture import Clouds, MixtureOrder, MixtureResult, bayes_error, mixture, mixture_phi
+from jflat.replica.mixture_entropy import (
+    EstimatorNeighbourhood,
+    MixtureEntropyResult,
+    MixtureLocalOrder,
+    mixture_local_entropy,
+    mixture_local_phi,
+)
 from jflat.replica.models import Model, binary_perceptron, parity_machine, spherical_perceptron, tree_committee
+from jflat.replica.planted import Planted, PlantedOrder, planted_phi
 from jflat.replica.quadrature import Rule, legendre
+from jflat.replica.robust_ensemble import (
+    CentredOrder,
+    CentredReplicas,
+    FixedReplicas,
+    ReplicaOrder,
+    RobustEnsembleResult,
+    SphericalReplicaOrder,
+    robust_ensemble,
+    robust_ensemble_phi,
+)
 from jflat.replica.saddle import Certificate, Curve, follow
 
 __all__ = [
     "BinaryOrder",
     "CapacityResult",
+    "CentredOrder",
+    "CentredReplicas",
     "Certificate",
     "Clouds",
+    "CrossEntropy",
     "Curve",
     "DenseOrder",
     "DenseRegion",
     "EntropyResult",
+    "EstimatorNeighbourhood",
+    "FixedReplicas",
     "FranzParisiResult",
+    "GibbsResult",
     "LargeDeviationResult",
     "LocalOrder",
+    "MixtureEntropyResult",
+    "MixtureLocalOrder",
     "MixtureOrder",
     "MixtureResult",
     "Model",
     "Neighbourhood",
+    "Planted",
+    "PlantedOrder",
+    "ReplicaOrder",
+    "RobustEnsembleResult",
     "Rule",
     "SphericalDenseOrder",
     "SphericalLocalOrder",
     "SphericalOrder",
+    "SphericalReplicaOrder",
+    "Thermal",
     "Volume",
     "bayes_error",
     "binary_perceptron",
@@ -76,14 +112,21 @@ __all__ = [
     "follow",
     "franz_parisi",
     "franz_parisi_phi",
+    "gibbs",
+    "gibbs_phi",
     "large_deviation",
     "large_deviation_phi",
     "legendre",
     "margin_distribution",
     "max_margin",
     "mixture",
+    "mixture_local_entropy",
+    "mixture_local_phi",
     "mixture_phi",
     "parity_machine",
+    "planted_phi",
+    "robust_ensemble",
+    "robust_ensemble_phi",
     "spherical_perceptron",
     "tree_committee",
     "wide_minima_threshold",

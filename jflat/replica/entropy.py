@@ -22,6 +22,7 @@ spherical committees and negative margins its capacity is an upper bound.
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +137,15 @@ def _internal_representations(q: jax.Array, rule: Rule, model: Model) -> jax.Arr
     """G_E of K sign units; the rule gives 2 n Gauss-Hermite points for each of K fields."""
     K = int(model.num_hidden)
     z, weight = (jnp.asarray(part, q.dtype) for part in gauss_hermite(2 * len(rule.nodes)))
-    field = jnp.sqrt(q / (1 - q)) * z
+    total = log_right(jnp.sqrt(q / (1 - q)) * z, model)
+    for _ in range(K):
+        total = total @ weight
+    return total
+
+
+def log_right(field: jax.Array, model: Model) -> jax.Array:
+    """log sum_tau prod_l H(-tau_l a_l) on the grid of fields a x ... x a (K axes): the output is right."""
+    K = int(model.num_hidden)
     log_p = {+1: log_H(-field), -1: log_H(field)}
     right = [
         tau
@@ -145,20 +154,17 @@ def _internal_representations(q: jax.Array, rule: Rule, model: Model) -> jax.Arr
     ]
     axes = [tuple(-1 if axis == unit else 1 for axis in range(K)) for unit in range(K)]
     terms = [sum(log_p[t].reshape(axis) for t, axis in zip(tau, axes, strict=True)) for tau in right]
-    total = jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
-    for _ in range(K):
-        total = total @ weight
-    return total
+    return jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
 
 
-def _from_coordinates(model: Model, rule: Rule) -> Any:
-    """q = u^2 / (1 + u^2); the conjugate from d phi / d q = 0."""
+def volume_coordinates(model: Model, energetic: Callable[[jax.Array, Any], jax.Array]) -> Any:
+    """q = u^2 / (1 + u^2); the conjugate from d phi / d q = 0, with G_E = energetic(q, control)."""
 
-    def from_coordinates(u: jax.Array, control: Volume) -> BinaryOrder | SphericalOrder:
+    def from_coordinates(u: jax.Array, control: Any) -> BinaryOrder | SphericalOrder:
         q = u[0] ** 2 / (1 + u[0] ** 2) + 1e-30
         if model.weights == "spherical":
             return SphericalOrder(q)
-        slope = jax.grad(energetic)(q, control.margin, rule, model)
+        slope = jax.grad(energetic)(q, control)
         return BinaryOrder(q, jnp.maximum(-2 * control.alpha * slope, 1e-30))
 
     return from_coordinates
@@ -169,7 +175,8 @@ def _follow(model: Model, start: jax.Array, controls: Volume, abscissae: jax.Arr
     rule, finer = legendre(ORDER), legendre(2 * ORDER)
     phi = functools.partial(entropy_phi, model=model)
     active = ("qh",) if model.weights == "binary" else ("q",)
-    return follow(phi, _from_coordinates(model, rule), start, controls, abscissae, rule, finer, active=active)
+    coordinates = volume_coordinates(model, lambda q, control: energetic(q, control.margin, rule, model))
+    return follow(phi, coordinates, start, controls, abscissae, rule, finer, active=active)
 
 
 def _along(model: Model, alphas: np.ndarray, margins: np.ndarray, start: np.ndarray | None = None) -> Curve:
@@ -187,6 +194,20 @@ def path_through(values: np.ndarray, first: float, ratio: float) -> np.ndarray:
         steps = max(1, math.ceil(math.log(value / path[-1]) / math.log(ratio)))
         path.extend(path[-1] * (value / path[-1]) ** (np.arange(1, steps + 1) / steps))
     return np.asarray(path)
+
+
+def along_alpha(
+    run: Callable[[np.ndarray], Any], alpha: np.ndarray, bound: float = math.inf, *, first: float = 1e-2
+) -> Any:
+    """What `run` returns on a path in alpha from `first`, at `alpha` (beyond `bound`, just below it), in float64."""
+    wanted, where = np.unique(alpha, return_inverse=True)
+    floor = 1e-9  # phi changes by less than its rounding error from here to alpha = 0
+    inside = np.clip(wanted, floor, bound * (1 - 1e-6))
+    path = path_through(inside / (1 - inside / bound), first, 1.3)  # finer towards q = 1
+    with jax.enable_x64(True):
+        results = run(path / (1 + path / bound))
+    chosen = np.searchsorted(path, inside / (1 - inside / bound) * (1 - 1e-12))[where].reshape(alpha.shape)
+    return jax.tree.map(lambda x: x[chosen], results)
 
 
 def entropy(model: Model, alpha: float | np.ndarray, *, margin: float = 0.0) -> EntropyResult:
@@ -218,15 +239,10 @@ def entropy(model: Model, alpha: float | np.ndarray, *, margin: float = 0.0) -> 
     alpha = np.asarray(alpha, np.float64)
     check.require(bool(np.all(np.isfinite(alpha) & (alpha >= 0))), "entropy", "alpha", "must be finite, >= 0", alpha)
     _require_margin("entropy", model, margin)
-    wanted, where = np.unique(alpha, return_inverse=True)
-    floor = 1e-9  # phi changes by less than its rounding error from here to alpha = 0
     bound = _spherical_capacity(model, margin) if model.weights == "spherical" else math.inf
-    inside = np.clip(wanted, floor, bound * (1 - 1e-6))
-    path = path_through(inside / (1 - inside / bound), 1e-2, 1.3)  # finer towards q = 1
-    with jax.enable_x64(True):
-        curve = _along(model, path / (1 + path / bound), np.full_like(path, margin))
-    chosen = np.searchsorted(path, inside / (1 - inside / bound) * (1 - 1e-12))[where].reshape(alpha.shape)
-    curve = jax.tree.map(lambda x: x[chosen], curve)
+    curve = along_alpha(
+        lambda path: _along(model, path, np.full_like(path, margin)), alpha, bound, first=_weak_load(margin)
+    )
     status, value = curve.status, curve.value
     if model.weights == "spherical":
         value = np.where(alpha < bound, value, np.nan)
@@ -264,7 +280,7 @@ def capacity(model: Model, *, margin: float = 0.0) -> CapacityResult:
         return _exact(_spherical_capacity(model, margin))
     with jax.enable_x64(True):
         annealed = _LOG_2 / -float(log_H(jnp.float64(margin)))  # the first moment bound: no solutions above it
-        path = path_through(np.asarray([annealed]), 1e-2, 1.12)
+        path = path_through(np.asarray([annealed]), _weak_load(margin), 1.12)
         return _at_zero_entropy(model, path, np.full_like(path, margin), "alpha")
 
 
@@ -295,18 +311,12 @@ def max_margin(model: Model, alpha: float) -> CapacityResult:
     has_one = model.is_gaussian and (model.weights == "binary" or model.activation != "sign")
     check.require(has_one, "max_margin", "model", "must have a Gaussian field and a finite capacity", model)
     if model.weights == "spherical":
-        low, high = -20.0, 20.0 + math.sqrt(4 / alpha)
-        for _ in range(200):  # capacity decreases in the margin
-            middle = (low + high) / 2
-            low, high = (middle, high) if _spherical_capacity(model, middle) > alpha else (low, middle)
-        return _exact((low + high) / 2)
+        return _exact(_bisect(lambda k: alpha - _spherical_capacity(model, k), -20.0, 20.0 + math.sqrt(4 / alpha)))
     with jax.enable_x64(True):
-        low, high = -6.0, 40.0
-        for _ in range(60):  # the first moment bound
-            middle = (low + high) / 2
-            beyond = alpha * float(log_H(jnp.float64(middle))) < -_LOG_2
-            low, high = (low, middle) if beyond else (middle, high)
-        margins = np.linspace(-6.0, high, 32)
+        # from where patterns constrain little, q = 1e-3, to the first moment bound
+        first = _bisect(lambda k: alpha - _weak_load(k, math.inf))
+        last = _bisect(lambda k: -alpha * float(log_H(jnp.float64(k))) - _LOG_2)
+        margins = np.linspace(first, last, _CHUNK * math.ceil(last - first))
         return _at_zero_entropy(model, np.full_like(margins, alpha), margins, "margin")
 
 
@@ -361,30 +371,49 @@ def _require_margin(where: str, model: Model, margin: float) -> None:
 
 
 def _at_zero_entropy(model: Model, alphas: np.ndarray, margins: np.ndarray, solve_for: str) -> CapacityResult:
-    """The zero of phi on a path: the segment where the sign changes becomes the next path, four times."""
-    start = None
+    """The zero of phi on a path: the segment where the sign changes becomes the next path, four times.
+
+    So does the segment after the last positive value where the branch is lost there: near q = 1 phi is steep.
+    """
+    start, is_found = None, False
     for _ in range(5):
-        curve = _along(model, alphas, margins, start)
-        value = np.where(curve.status == Status.CONVERGED, curve.value, np.nan)
-        changes = np.flatnonzero((value[:-1] > 0) & (value[1:] <= 0))
-        if not changes.size:
-            failed = jax.tree.map(lambda x: x[0], curve)
-            return CapacityResult(
-                np.asarray(np.nan), failed.order, failed.certificate, np.asarray(np.int32(Status.MAX_STEPS))
-            )
-        i = int(changes[0])
-        (a0, a1), (k0, k1), (v0, v1), start = (
-            alphas[i : i + 2],
-            margins[i : i + 2],
-            value[i : i + 2],
-            curve.coordinates[i],
-        )
+        curve, is_found = _along(model, alphas, margins, start), False
+        solved = curve.status == Status.CONVERGED
+        beyond = np.flatnonzero(solved & (curve.value <= 0))
+        before = np.flatnonzero(solved & (curve.value > 0))
+        before = before[before < beyond[0]] if beyond.size else before[before + 1 < len(solved)]
+        if not before.size:
+            break
+        i = int(before[-1])
+        j = i + 1 if solved[i + 1] or not beyond.size else int(beyond[0])
+        ends = [i, j]
+        is_found = bool(solved[j])
+        (a0, a1), (k0, k1), (v0, v1), start = alphas[ends], margins[ends], curve.value[ends], curve.coordinates[i]
         alphas, margins = np.linspace(a0, a1, _CHUNK), np.linspace(k0, k1, _CHUNK)
+    if not is_found:
+        failed = jax.tree.map(lambda x: x[0], curve)
+        return CapacityResult(
+            np.asarray(np.nan), failed.order, failed.certificate, np.asarray(np.int32(Status.MAX_STEPS))
+        )
     low, high = (a0, a1) if solve_for == "alpha" else (k0, k1)
     point = jax.tree.map(lambda x: x[i], curve)
     slope = (v1 - v0) / (high - low)
     certificate = point.certificate._replace(error=point.certificate.error / abs(slope) + (high - low) ** 2)
     return CapacityResult(np.asarray(low - v0 / slope), point.order, certificate, point.status)
+
+
+def _weak_load(margin: float, most: float = 1e-2) -> float:
+    """A load at which patterns with this margin constrain little: q is about alpha (G / H)^2 = 1e-3."""
+    with jax.enable_x64(True):
+        return min(most, 1e-3 / float(gaussian_hazard(jnp.float64(margin))) ** 2)
+
+
+def _bisect(rising: Callable[[float], float], low: float = -40.0, high: float = 40.0) -> float:
+    """The zero of a function that rises from low to high, to rounding."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2
 
 
 def _spherical_capacity(model: Model, margin: float) -> float:

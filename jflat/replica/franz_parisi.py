@@ -13,7 +13,10 @@ typical logarithm, per weight and replica symmetric,
           mu = sqrt(q~) x + (t1 - t0) y / sqrt(D),  s^2 = 1 - q~ - (t1 - t0)^2 / D
 
 with q the overlap of two such w, t0 that of w with another reference, P(w~ | x) = exp(sqrt(qh~) x w~) / 2cosh(...), x
-and y standard normal. In a wide committee each overlap of G_E is replaced by its kernel Q (`models`).
+and y standard normal. In a wide committee each overlap of G_E is replaced by its kernel Q (`models`). For a reference
+drawn from the Gibbs measure of a cross-entropy (`gibbs`) the ratio in square brackets becomes Z(mu, s) / Z(sqrt(q~) x,
+sqrt(1 - q~)), and q~ and qh~ are those of that measure. Integrating what remains of the reference's field at fixed w
+first leaves two dimensions where the formula has three.
 
 Read it so: phi near log-binomial, h2(d) = -d log d - (1 - d) log(1 - d), means a wide flat minimum, phi < 0 that no
 other solution is near (typical solutions of the binary perceptron are isolated), phi not growing in d that the region
@@ -36,9 +39,11 @@ import numpy as np
 from jflat.core import Status, check
 from jflat.core.special import log_2cosh, log_H
 from jflat.replica.entropy import entropy, max_margin, path_through
+from jflat.replica.gibbs import CrossEntropy, gibbs, log_partition, require_loss, tabulated_log_partition
 from jflat.replica.models import Model
+from jflat.replica.planted import PlantedOrder, planted_curve
 from jflat.replica.quadrature import Rule, gaussian_panels, legendre
-from jflat.replica.saddle import Certificate, Curve, follow, in_chunks
+from jflat.replica.saddle import Certificate, Curve, both_ways, follow, in_chunks
 
 __all__ = [
     "FranzParisiResult",
@@ -50,9 +55,9 @@ __all__ = [
 ]
 
 ORDER = 8
-_CHUNK = 32
+_CHUNK = 16
 _FIRST = 0.002  # the distance from which a curve is followed; small enough for the starting guess
-_RATIO = 1.16
+_RATIO = 1.16  # between neighbouring d / (1 - d)
 
 
 class Neighbourhood(NamedTuple):
@@ -64,10 +69,10 @@ class Neighbourhood(NamedTuple):
     """k, of the solutions that are counted."""
     t1: Any
     """Overlap with the reference, 1 - 2 d."""
-    reference_margin: Any
-    """k~."""
+    reference: Any
+    """k~, or the `CrossEntropy` of the Gibbs measure from which the reference is drawn."""
     reference_q: Any
-    """q~, of `entropy` at k~."""
+    """q~, of `entropy` at k~ or of `gibbs`."""
     reference_qh: Any
     """Its conjugate (unused for spherical weights)."""
 
@@ -99,7 +104,7 @@ class FranzParisiResult(NamedTuple):
     """phi(d), nats per weight; negative where no other solution is near. NaN where the status is UNPHYSICAL."""
     slope: np.ndarray
     """d phi / d d: the local entropy is monotonic where it is positive."""
-    order: LocalOrder | SphericalLocalOrder
+    order: LocalOrder | SphericalLocalOrder | PlantedOrder
     certificate: Certificate
     status: np.ndarray
     """int32: CONVERGED, UNPHYSICAL (distance outside (0, 1), reference above its capacity), MAX_STEPS, NON_FINITE."""
@@ -129,17 +134,27 @@ def _entropic(order: LocalOrder | SphericalLocalOrder, control: Neighbourhood, r
 
 def _energetic(q: jax.Array, t0: jax.Array, control: Neighbourhood, rule: Rule, model: Model) -> jax.Array:
     qr, q, t0, t1 = (model.kernel(overlap) for overlap in (control.reference_q, q, t0, control.t1))
-    k, kr = control.margin, control.reference_margin
+    k, width = control.margin, jnp.sqrt(1 - qr)
     root, spread = jnp.sqrt(qr), jnp.sqrt(q - t0**2 / qr)
     slope = (t1 - t0) / spread
     slope = jnp.where(jnp.abs(slope) < 1e-9, 1e-9, slope)
     wall = jnp.sqrt(1 - qr - slope**2)
-    x, weight_x = gaussian_panels(rule, [(kr / root, jnp.sqrt(1 - qr) / root)])
-    x, log_reference = x[:, None], log_H((kr - root * x) / jnp.sqrt(1 - qr))[:, None]
-    search = (k - t0 / root * x[:, 0]) / spread, jnp.sqrt(1 - q) / spread
-    y, weight_y = gaussian_panels(rule, [search, ((kr - root * x[:, 0]) / slope, wall / jnp.abs(slope))])
+    steep = []
+    if isinstance(control.reference, CrossEntropy):
+        kr, softness = control.reference.wall()
+        log_z = tabulated_log_partition(wall, control.reference, rule)
+        log_z0 = lambda field: log_partition(field, width, control.reference, rule)  # noqa: E731
+    else:
+        kr, softness = control.reference, 0.0
+        steep = [(kr / root, width / root)]
+        log_z = lambda field: log_H((kr - field) / wall)  # noqa: E731
+        log_z0 = lambda field: log_H((kr - field) / width)  # noqa: E731
+    x, weight_x = gaussian_panels(rule, steep, dtype=q.dtype)
+    search = (k - t0 / root * x) / spread, jnp.sqrt(1 - q) / spread
+    y, weight_y = gaussian_panels(rule, [search, ((kr - root * x) / slope, (wall + softness) / jnp.abs(slope))])
+    x, log_reference = x[:, None], log_z0(root * x)[:, None]
     # where the reference is very unlikely a weight may overflow before the density of y, far smaller, multiplies it
-    log_weight = jnp.minimum(log_H((kr - root * x - slope * y) / wall) - log_reference, 600.0)
+    log_weight = jnp.minimum(log_z(root * x + slope * y) - log_reference, 600.0)
     log_p = log_H((k - t0 / root * x - spread * y) / jnp.sqrt(1 - q))
     return jnp.sum(weight_x[:, None] * weight_y * jnp.exp(log_weight) * log_p)
 
@@ -156,7 +171,9 @@ def _from_coordinates(model: Model, rule: Rule) -> Any:
         t0 = qr * t1 + jnp.sqrt(qr * (1 - qr) * (1 - t1**2)) * jnp.tanh(u[1])
         if model.weights == "spherical":
             return SphericalLocalOrder(q, t0)
-        by_q, by_t0 = jax.grad(_energetic, argnums=(0, 1))(q, t0, control, rule, model)
+        # backwards through the table of a Gibbs measure is a scatter, three times as slow as two derivatives forwards
+        differentiate = jax.jacfwd if isinstance(control.reference, CrossEntropy) else jax.grad
+        by_q, by_t0 = differentiate(_energetic, argnums=(0, 1))(q, t0, control, rule, model)
         qh, th0 = -2 * control.alpha * by_q, -control.alpha * by_t0
         return LocalOrder(q, t0, jnp.maximum(qh, th0**2 / control.reference_qh * (1 + 1e-12)), th0, th0 + u[2])
 
@@ -177,49 +194,54 @@ def _follow(model: Model, controls: Neighbourhood, start: jax.Array, abscissae: 
     return curve, jax.lax.map(slope, (curve.order, controls))
 
 
-def _both_ways(model: Model, path: np.ndarray, control: Neighbourhood) -> tuple[Curve, np.ndarray]:
-    """The curve along an ascending path of distances; failures below the first success are redone from there."""
+def _curve(model: Model, path: np.ndarray, control: Neighbourhood) -> tuple[Curve, np.ndarray]:
+    """The curve and its slope along an ascending path of distances."""
 
     def run(path: np.ndarray, start: np.ndarray, direction: int) -> tuple[Curve, np.ndarray]:
-        controls = Neighbourhood(*(np.full(path.shape, x, np.float64) for x in control))._replace(t1=1 - 2 * path)
+        controls = jax.tree.map(lambda x: np.full(path.shape, x, np.float64), control)._replace(t1=1 - 2 * path)
         compiled = lambda controls, abscissae, start: _follow(model, controls, start, abscissae)  # noqa: E731
         return in_chunks(compiled, controls, direction * np.log(path / (1 - path)), start, _CHUNK)
 
     start = np.asarray([0.4, 0.0, np.arctanh(1 - 2 * path[0])][: 2 if model.weights == "spherical" else 3])
-    up = run(path, start, 1)
-    good = np.flatnonzero(up[0].status == Status.CONVERGED)
-    if not good.size or good[0] == 0:
-        return up
-    first = int(good[0])
-    down = run(path[first::-1], np.asarray(up[0].coordinates[first]), -1)
-    return jax.tree.map(lambda rising, falling: np.concatenate([falling[:0:-1], rising[first:]]), up, down)
+    return both_ways(run, path, start)
 
 
 def franz_parisi(
-    model: Model, alpha: float, distances: np.ndarray, *, reference: float | str = "typical", margin: float = 0.0
+    model: Model,
+    alpha: float,
+    distances: np.ndarray,
+    *,
+    reference: float | str | CrossEntropy = "typical",
+    margin: float = 0.0,
 ) -> FranzParisiResult:
     """The local entropy of solutions at margin k at distance d from a reference: phi(d) of the module.
 
     Args:
-      model: a perceptron, or a committee with infinitely many hidden units and binary weights.
+      model: a perceptron, a committee with infinitely many hidden units and binary weights, or a binary parity machine
+        with two (`planted`; then only around typical solutions and at margin 0; phi(1 - d) = phi(d), as both units'
+        weights may change sign).
       alpha: patterns per weight, positive.
       distances: (n,) Hamming distances d as fractions of N; for spherical weights d = (1 - overlap) / 2.
       reference: margin k~ of the typical solutions that serve as reference: a number, "typical" (k~ = k) or
-        "max-margin" (the largest that solutions have at alpha).
+        "max-margin" (the largest that solutions have at alpha); or `CrossEntropy(gamma, beta)`: weights drawn from the
+        Gibbs measure of that loss, which may have a few errors themselves.
       margin: k, of the solutions that are counted.
 
     Returns:
-      A `FranzParisiResult`, NumPy float64, in the order of `distances`. A distance outside (0, 1), or a reference that
-      does not exist, has status UNPHYSICAL and NaN.
+      A `FranzParisiResult`, NumPy float64, in the order of `distances`. A distance outside (0, 1), a reference that
+      does not exist (a margin too large, a Gibbs measure that is frozen), an alpha above the capacity at margin k, or a
+      value above the entropy of all solutions (a false branch) has status UNPHYSICAL and NaN.
 
     Raises:
       ValueError: if `alpha` is not positive, `distances` not one-dimensional or not finite, the reference unknown, or
-        the field of the device not Gaussian.
+        the device none of those above.
 
-    Accuracy: `certificate.error`, 1e-6 nats or less.
+    Accuracy: `certificate.error`, 1e-6 nats or less. Within 0.001 of the distance where phi is largest solutions forget
+    the reference, t0 = t1 = q = q~ for a typical one, and the equations, singular there, lose digits: the status may be
+    MAX_STEPS with a gradient of 1e-5; the value, stationary, is still right to 1e-7.
 
-    Cost: the curve is followed from d = 0.002 with at least 18 points a decade, 3 unknowns each; a curve of 40 points
-    takes a few seconds on two cores, of which compilation (once for a device) is most.
+    Cost: the curve is followed from d = 0.002 with at least 18 points a decade, 3 unknowns each (half as many around a
+    Gibbs measure, each ten times as dear): _COST_.
 
     References: see the module.
 
@@ -235,28 +257,48 @@ def franz_parisi(
     where = "franz_parisi"
     check.require_number(where, "alpha", alpha, 0.0, exclusive=True)
     check.require_number(where, "margin", margin)
-    check.require(model.is_gaussian, where, "model", "must have a Gaussian output field", model)
+    is_parity = model == Model("binary", "parity", 2)
+    rule = "must have a Gaussian output field, or be the binary parity machine of two units"
+    check.require(model.is_gaussian or is_parity, where, "model", rule, model)
+    if is_parity:
+        check.require(reference == "typical", where, "reference", "must be 'typical' for a parity machine", reference)
+        check.require(margin == 0, where, "margin", "must be 0 for a parity machine", margin)
     distances = np.asarray(distances, np.float64)
     is_list = distances.ndim == 1 and distances.size > 0 and bool(np.isfinite(distances).all())
     check.require(is_list, where, "distances", "must be finite, of shape (n,)", distances)
     if isinstance(reference, str):
         check.require_choice(where, "reference", reference, ("typical", "max-margin"))
         reference = float(max_margin(model, alpha).value) if reference == "max-margin" else margin
-    check.require_number(where, "reference", reference)
-    typical = entropy(model, alpha, margin=reference)
+    if isinstance(reference, CrossEntropy):
+        require_loss(where, "reference", reference)
+        typical: Any = gibbs(model, alpha, reference)
+        number = float(typical.entropy)
+    else:
+        check.require_number(where, "reference", reference)
+        typical = entropy(model, alpha, margin=reference)
+        number = float(typical.value)
+    everything = entropy(model, alpha, margin=margin)
     inside = (distances > 0) & (distances < 1)
+    mirrored = is_parity & (distances > 0.5)
+    distances = np.minimum(np.where(mirrored, 1 - distances, distances), 0.5 - 1e-7) if is_parity else distances
     # at the largest margin the entropy of the reference is zero up to rounding
-    exists = typical.status == Status.CONVERGED or (model.weights == "binary" and abs(float(typical.value)) < 1e-6)
+    exists = typical.status == Status.CONVERGED or (model.weights == "binary" and abs(number) < 1e-6)
+    exists = exists and everything.status == Status.CONVERGED
     wanted = np.unique(distances[inside]) if exists and inside.any() else np.asarray([0.1])
-    path = path_through(wanted / (1 - wanted), _FIRST, _RATIO)
+    ratio = (
+        _RATIO**2 if isinstance(reference, CrossEntropy) else _RATIO
+    )  # curves without the boundary layer of a margin
+    path = path_through(wanted / (1 - wanted), _FIRST, ratio)
     with jax.enable_x64(True):
         qh = getattr(typical.order, "qh", np.ones(()))
-        control = Neighbourhood(alpha, margin, 0.0, reference, *(np.nan_to_num(x) for x in (typical.order.q, qh)))
-        curve, slope = _both_ways(model, path / (1 + path), control)
+        q = np.clip(np.nan_to_num(typical.order.q, nan=0.5), 1e-12, 1 - 1e-12)
+        control = Neighbourhood(alpha, margin, 0.0, reference, q, np.nan_to_num(qh, nan=1.0))
+        path = path / (1 + path)
+        curve, slope = planted_curve(model, alpha, path) if is_parity else _curve(model, path, control)
     kept = np.where(inside & exists, distances, wanted[0])
-    chosen = np.argmin(np.abs(path / (1 + path) - kept[:, None]), axis=1)
+    chosen = np.argmin(np.abs(path - kept[:, None]), axis=1)
     curve, slope = jax.tree.map(lambda x: x[chosen], (curve, slope))
-    fine = inside & exists
+    fine = inside & exists & ~(curve.value > everything.value + 1e-6)
     status = np.where(fine, curve.status, Status.UNPHYSICAL).astype(np.int32)
-    value, slope = np.where(fine, curve.value, np.nan), np.where(fine, slope, np.nan)
+    value, slope = np.where(fine, curve.value, np.nan), np.where(fine, np.where(mirrored, -slope, slope), np.nan)
     return FranzParisiResult(value, slope, curve.order, curve.certificate, status)

@@ -1,4 +1,4 @@
-r"""The densest regions of solutions: local entropy of y replicas in the limit of many, y -> infinity.
+r"""The densest regions of solutions: local entropy of y replicas, above all in the limit of many, y -> infinity.
 
 y solutions are drawn with overlap q1 between any two (the large deviation measure, formally one step of replica
 symmetry breaking with parameter y). For y -> infinity with q1 - q0 = dq / y and qh1 - qh0 = dqh / y their free entropy
@@ -16,7 +16,8 @@ after the shift are concave), and differentiated through one more Newton step, w
 of phi exact. The region breaks up where phi ceases to fall with q1: where d phi / d q1 = 0 first happens as alpha
 grows, wide flat minima vanish (`wide_minima_threshold`).
 
-The distance of a replica from the barycentre's sign is d = (1 - E |tanh h|) / 2.
+The distance of a replica from the barycentre's sign is d = (1 - E |tanh h|) / 2. The free entropy at finite y, and the
+same with an explicit centre, are in `robust_ensemble`; it tends to phi(q1) like 1 / y.
 
 References: C. Baldassi et al., Phys. Rev. Lett. 115, 128101 (2015), 1511.05634; 1907.07578; 1605.06444.
 """
@@ -34,6 +35,7 @@ from jflat.core.special import gaussian_hazard, log_2cosh, log_H
 from jflat.replica.entropy import CapacityResult, capacity, entropy
 from jflat.replica.models import Model
 from jflat.replica.quadrature import Rule, gaussian_panels, legendre
+from jflat.replica.robust_ensemble import ReplicaOrder, SphericalReplicaOrder, fixed_overlap_curve
 from jflat.replica.saddle import Certificate, Curve, follow, in_chunks
 
 __all__ = [
@@ -87,11 +89,13 @@ class LargeDeviationResult(NamedTuple):
     slope: np.ndarray
     """d phi / d q1: negative where the region is one piece."""
     distance: np.ndarray
-    """Hamming distance of a replica from the sign of the barycentre (binary weights; NaN for spherical)."""
-    order: DenseOrder | SphericalDenseOrder
+    """Hamming distance of a replica from the sign of the barycentre (binary weights, y -> infinity; NaN else)."""
+    external_entropy: np.ndarray
+    """S_ext = -y^2 d phi / d y, of the regions, nats per weight: negative where there are none; NaN for infinite y."""
+    order: DenseOrder | SphericalDenseOrder | ReplicaOrder | SphericalReplicaOrder
     certificate: Certificate
     status: np.ndarray
-    """int32: CONVERGED, UNPHYSICAL (overlap out of range, above capacity, more than all solutions), MAX_STEPS..."""
+    """int32: CONVERGED, UNPHYSICAL (no such overlaps, above capacity, more than all solutions, S_ext < 0), ..."""
 
 
 def large_deviation_phi(
@@ -177,22 +181,24 @@ def _curve(model: Model, alpha: float, margin: float, path: np.ndarray) -> tuple
 def large_deviation(
     model: Model, alpha: float, overlaps: np.ndarray, *, num_replicas: float = math.inf, margin: float = 0.0
 ) -> LargeDeviationResult:
-    """The entropy of solutions in the densest regions with mutual overlap q1, y -> infinity: phi(q1) of the module.
+    """The entropy of y solutions with mutual overlap q1, by default y -> infinity, the densest regions: phi(q1).
 
     Args:
       model: a perceptron, or a committee with infinitely many hidden units.
       alpha: patterns per weight, positive.
       overlaps: (n,) mutual overlaps q1 of the replicas, from 0.6 (where the curve starts) to 0.999.
-      num_replicas: y; only the limit, infinity.
+      num_replicas: y, a number in [2, 1000], or infinity.
       margin: kappa of the solutions.
 
     Returns:
-      A `LargeDeviationResult`, NumPy float64, in the order of `overlaps`. An overlap outside (0, 1) and an alpha above
-      capacity are UNPHYSICAL, with NaN; so is a value above the entropy of all solutions (a false branch).
+      A `LargeDeviationResult`, NumPy float64, in the order of `overlaps`. UNPHYSICAL, with NaN, are an overlap of 1 and
+      more, or so negative that the matrix of the overlaps has a negative eigenvalue, q1 < -1 / (y - 1); an alpha above
+      capacity; an internal entropy phi + y d phi / d y above the entropy of all solutions (a false branch). A negative
+      external entropy is UNPHYSICAL, the value being the analytic continuation.
 
     Raises:
-      ValueError: if `alpha` is not positive, `overlaps` not finite and (n,), an overlap in (0, 0.6) or (0.999, 1), or
-        `num_replicas` finite.
+      ValueError: if `alpha` is not positive, `overlaps` not finite and (n,), a possible overlap not in [0.6, 0.999], or
+        `num_replicas` out of range.
 
     Accuracy: `certificate.error`, 1e-6 nats or less. As q1 -> 1, dq grows without bound and the constraint ceases to
     matter; from dq = 1e4 on, where the equations have no digits left, the value is that of the free sphere,
@@ -212,13 +218,14 @@ def large_deviation(
     check.require_number(where, "alpha", alpha, 0.0, exclusive=True)
     check.require_number(where, "margin", margin)
     check.require(model.is_gaussian, where, "model", "must have a Gaussian output field", model)
-    check.require(num_replicas == math.inf, where, "num_replicas", "must be infinite", num_replicas)
+    if num_replicas != math.inf:
+        check.require_number(where, "num_replicas", num_replicas, 2.0, 1000.0)
     overlaps = np.asarray(overlaps, np.float64)
     is_list = overlaps.ndim == 1 and overlaps.size > 0 and bool(np.isfinite(overlaps).all())
     check.require(is_list, where, "overlaps", "must be finite, of shape (n,)", overlaps)
-    inside = (overlaps > 0) & (overlaps < 1)
+    inside = (overlaps >= -1 / (num_replicas - 1)) & (overlaps < 1)
     reachable = ~inside | ((overlaps >= _FIRST) & (overlaps <= 0.999))
-    check.require(bool(reachable.all()), where, "overlaps", "in (0, 1) must lie in [0.6, 0.999]", overlaps)
+    check.require(bool(reachable.all()), where, "overlaps", "that can exist must lie in [0.6, 0.999]", overlaps)
     everything = entropy(model, alpha, margin=margin)
     inside &= bool(everything.status != Status.UNPHYSICAL)
     wanted = np.unique(np.append(overlaps[inside], _FIRST))
@@ -226,15 +233,23 @@ def large_deviation(
     for q1 in wanted[1:]:
         steps = math.ceil(math.log((1 - path[-1]) / (1 - q1)) / 0.043)
         path.extend(1 - (1 - path[-1]) * ((1 - q1) / (1 - path[-1])) ** (np.arange(1, steps + 1) / steps))
-    curve, slope, distance = _curve(model, alpha, margin, np.asarray(path))
-    if model.weights == "binary":
-        curve, slope, distance = _free_at_the_end(np.asarray(path), curve, slope, distance)
+    distance = by_y = np.full(len(path), np.nan)
+    if num_replicas != math.inf:
+        curve, by_y, slope = fixed_overlap_curve(model, alpha, margin, num_replicas, np.asarray(path))
+        external, internal = -(num_replicas**2) * by_y, curve.value + num_replicas * by_y
+    else:
+        curve, slope, distance = _curve(model, alpha, margin, np.asarray(path))
+        if model.weights == "binary":
+            curve, slope, distance = _free_at_the_end(np.asarray(path), curve, slope, distance)
+        external, internal = by_y, curve.value
     chosen = np.argmin(np.abs(np.asarray(path) - np.where(inside, overlaps, _FIRST)[:, None]), axis=1)
-    curve, slope, distance = jax.tree.map(lambda x: x[chosen], (curve, slope, distance))
-    possible = inside & ~(curve.value > everything.value + 1e-6)
-    status = np.where(possible, curve.status, Status.UNPHYSICAL).astype(np.int32)
-    value, slope, distance = (np.where(possible, x, np.nan) for x in (curve.value, slope, distance))
-    return LargeDeviationResult(value, slope, distance, curve.order, curve.certificate, status)
+    curve, slope, distance, external, internal = jax.tree.map(
+        lambda x: x[chosen], (curve, slope, distance, external, internal)
+    )
+    possible = inside & ~(internal > everything.value + 1e-6)
+    status = np.where(possible & ~(external < 0), curve.status, Status.UNPHYSICAL).astype(np.int32)
+    value, slope, distance, external = (np.where(possible, x, np.nan) for x in (curve.value, slope, distance, external))
+    return LargeDeviationResult(value, slope, distance, external, curve.order, curve.certificate, status)
 
 
 def _free_at_the_end(path: np.ndarray, curve: Curve, slope: np.ndarray, distance: np.ndarray) -> tuple:

@@ -102,37 +102,41 @@ def _sides(order: MixtureOrder, control: Clouds, rule: Rule, loss: str) -> list[
     sides = []
     for sigma, share in ((1.0, control.rho), (-1.0, 1 - control.rho)):
         mean = order.m + sigma * order.b
-        kinks = {"hinge": (1.0, 1 - v), "logistic": (0.0,), "squared": ()}[loss]
-        zero = _proximal_inverse_at_zero(v, loss)
-        z, weight = gaussian_panels(rule, [((place - mean) / spread, 1 / spread) for place in (*kinks, zero)])
-        t, envelope = _proximal(mean + spread * z, v, loss)
+        places = (*kinks(v, loss), proximal_inverse(jnp.zeros_like(v), v, loss))
+        z, weight = gaussian_panels(rule, [((place - mean) / spread, 1 / spread) for place in places])
+        t, envelope = proximal(mean + spread * z, v, loss)
         sides.append((t, envelope, weight * share))
     return sides
 
 
-def _proximal_inverse_at_zero(v: jax.Array, loss: str) -> jax.Array:
-    """The field om at which t* = 0: om = V l'(0)."""
-    return v * {"squared": -1.0, "logistic": -0.5, "hinge": -1.0}[loss]
+def kinks(v: jax.Array, loss: str) -> tuple:
+    """Where t*(om) has a kink or bends."""
+    return {"hinge": (1.0, 1 - v), "logistic": (0.0,)}.get(loss, ())
 
 
-def _proximal(field: jax.Array, v: jax.Array, loss: str) -> tuple[jax.Array, jax.Array]:
-    """t* = argmin l(t) + (t - om)^2 / (2 V), and the minimum M_V(om)."""
+def proximal_inverse(t: jax.Array, v: jax.Array, loss: str) -> jax.Array:
+    """The field om at which t* = t: om = t + V l'(t)."""
+    if loss == "logistic":
+        return t - v * jax.nn.sigmoid(-t)
+    return t - v * {"squared": 1 - t, "hinge": jnp.where(t < 1, 1.0, 0.0), "pointwise": jnp.ones_like(t)}[loss]
+
+
+def proximal(field: jax.Array, v: jax.Array, loss: str) -> tuple[jax.Array, jax.Array]:
+    """t* = argmin l(t) + (t - om)^2 / (2 V), and the minimum M_V(om); "pointwise" is l = -t."""
+    if loss == "pointwise":
+        return field + v, -field - v / 2
     if loss == "squared":
         return (field + v) / (1 + v), (1 - field) ** 2 / (2 * (1 + v))
     if loss == "hinge":
         t = jnp.where(field >= 1, field, jnp.minimum(field + v, 1.0))
         return t, jnp.maximum(1 - t, 0.0) + (t - field) ** 2 / (2 * v)
 
-    def newton(t: jax.Array) -> jax.Array:
+    def newton(t: jax.Array) -> jax.Array:  # of a rising function, convex on t < 0, concave on t > 0: from 0, monotone
         p = jax.nn.sigmoid(-t)
-        step = (t - field - v * p) / (1 + v * p * (1 - p))
-        return jnp.clip(t - step, jax.lax.stop_gradient(field), jax.lax.stop_gradient(field + v))
+        return t - (t - field - v * p) / (1 + v * p * (1 - p))
 
-    t = jax.lax.fori_loop(
-        0, _NEWTON, lambda _, t: jax.lax.stop_gradient(newton(t)), jax.lax.stop_gradient(field + v / 2)
-    )
-    p = jax.nn.sigmoid(-t)
-    t = t - (t - field - v * p) / (1 + v * p * (1 - p))  # one step with derivatives
+    t = jax.lax.fori_loop(0, _NEWTON, lambda _, t: jax.lax.stop_gradient(newton(t)), jnp.zeros_like(field))
+    t = newton(t)  # one step with derivatives
     return t, jnp.logaddexp(0.0, -t) + (t - field) ** 2 / (2 * v)
 
 

@@ -67,7 +67,8 @@ def _sign_kernel(q: jax.Array) -> jax.Array:
 
 
 def _relu_kernel(q: jax.Array) -> jax.Array:
-    return (jnp.sqrt(1 - q * q) + q * (math.pi / 2 + jnp.arcsin(q)) - 1) / (math.pi - 1)
+    without_one = -q * q / (1 + jnp.sqrt(1 - q * q))  # sqrt(1 - q^2) - 1, exact for small q
+    return (without_one + q * (math.pi / 2 + jnp.arcsin(q))) / (math.pi - 1)
 
 
 _KERNELS = {"linear": lambda q: q, "sign": _sign_kernel, "relu": _relu_kernel}

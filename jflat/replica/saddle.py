@@ -32,7 +32,7 @@ import numpy as np
 from jflat.core import Status
 from jflat.replica.quadrature import Rule
 
-__all__ = ["Certificate", "Curve", "follow", "in_chunks", "to_host"]
+__all__ = ["Certificate", "Curve", "both_ways", "follow", "in_chunks", "to_host"]
 
 Order = Any
 TOLERANCE = 1e-8  # of the gradient norm, in nats per unit of an order parameter
@@ -216,6 +216,21 @@ def in_chunks(
         start = part[0].coordinates[good[-1]] if good.size else start
         pieces.append(part)
     return jax.tree.map(lambda *x: np.concatenate(x)[: len(abscissae)], *pieces)
+
+
+def both_ways(run: Callable[[np.ndarray, np.ndarray, int], Any], path: np.ndarray, start: np.ndarray) -> Any:
+    """A curve along a path followed upward by `run(path, start, direction) -> (Curve, ...)`.
+
+    What failed below the first success is redone from there, downward: a start that is too far from the first point,
+    near which a branch may end, does not cost the curve.
+    """
+    up = run(path, start, 1)
+    good = np.flatnonzero(up[0].status == Status.CONVERGED)
+    if not good.size or good[0] == 0:
+        return up
+    first = int(good[0])
+    down = run(path[first::-1], np.asarray(up[0].coordinates[first]), -1)
+    return jax.tree.map(lambda rising, falling: np.concatenate([falling[:0:-1], rising[first:]]), up, down)
 
 
 def to_host(tree: Any) -> Any:

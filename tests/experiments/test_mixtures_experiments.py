@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.mixtures import flat, flat_page, ridge, ridge_page
+from experiments.mixtures import entropy, flat, flat_page, ridge, ridge_page
 from experiments.mixtures.observables import classifier_observables
 from experiments.mixtures.ridge_solver import _relative_gap, ridge_path
 from jflat.core import Status
@@ -166,22 +166,44 @@ def test_flat_claims_are_paired_differences():
     assert metrics["failures"] == [{"part": "squared/2/0.5/sgd", "times": 1, "of": 20}]
 
 
+def test_entropy_claims_follow_the_order_that_was_planted():
+    config = {"rhos": [0.5], "ridges": [0.1, 10.0], "distances": [0.1, 0.2], "reference_distance": 0.2}
+    errors, losses = [0.3, 0.25, 0.2], [0.5, 0.4, 0.3]
+
+    def claims(losses):
+        arrays = {}
+        for lam, error, loss in zip((0.1, 10.0, None), errors, losses, strict=True):
+            prefix = f"0.5/{entropy.label(lam)}/"
+            arrays[prefix + "generalisation_error"] = np.array(error)
+            arrays[prefix + "loss"] = np.array([9.0, loss])
+            arrays[prefix + "against_sphere"] = np.array([9.0, error])  # the wrong way round
+            arrays[prefix + "status"], arrays[prefix + "certificate"] = np.zeros(2, int), np.full(2, 1e-9)
+        return {c["claim"]: c["status"] for c in entropy.summarise(config, arrays)["claims"]}
+
+    flat_claim = "rho = 0.5, flatness (small loss): rises towards Bayes"
+    assert claims(losses)[flat_claim] == "holds"
+    assert claims(losses[::-1])[flat_claim] == "does not hold"
+    assert claims([0.4, 0.5, 0.45])[flat_claim] == "does not hold"
+    assert claims(losses)["rho = 0.5, local entropy: rises towards Bayes"] == "does not hold"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Finished smoke runs of the experiments: {module: directory}."""
     root = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"):
-        for module in (ridge, flat):
+        for module in (ridge, flat, entropy):
             shares = []
             directory = root / module.__name__
             module.run(module.PRESETS["smoke"], directory, lambda done, of, what, s=shares: s.append(done / of))
             assert shares == sorted(shares)
             assert shares[-1] == 1.0
-    return {module: root / module.__name__ for module in (ridge, flat)}
+    return {module: root / module.__name__ for module in (ridge, flat, entropy)}
 
 
 def test_smoke_runs_leave_every_promised_file(finished, capsys):
     pictures = {ridge: ["error", "training_error", "flatness", "finite_size"], flat: ["squared_2"]}
+    pictures[entropy] = ["against_sphere", "loss"]
     for module, directory in finished.items():
         assert not (directory / "parts").exists()
         summary = module.report(directory)

@@ -71,13 +71,6 @@ def test_break_up_finds_a_planted_load(monkeypatch, fraction, critical):
     assert visited[0] == pytest.approx(fraction * 0.4)
 
 
-def test_the_largest_margin_is_found_where_the_path_is_lost(monkeypatch):
-    lost = types.SimpleNamespace(value=np.nan, status=np.int32(Status.MAX_STEPS))
-    monkeypatch.setattr(theory, "max_margin", lambda model, alpha: lost)
-    monkeypatch.setattr(theory, "capacity", lambda model, *, margin: types.SimpleNamespace(value=np.exp(-margin)))
-    assert theory._largest_margin(theory.PERCEPTRON, 0.7) == pytest.approx(-np.log(0.7), abs=1e-9)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished smoke run."""

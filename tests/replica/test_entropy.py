@@ -165,3 +165,12 @@ def test_malformed_requests_are_refused():
         Model(weights="ternary")
     with pytest.raises(ValueError, match=r"max_margin: alpha must"):
         max_margin(BINARY, 0.0)
+
+
+@pytest.mark.parametrize("model", [BINARY, tree_committee("sign"), tree_committee("relu")], ids=lambda m: m.activation)
+def test_the_largest_margin_inverts_the_capacity(model):
+    """Above the capacity at margin zero too, where it is negative."""
+    for alpha in (0.02, 0.72, 1.5):
+        largest = max_margin(model, alpha)
+        assert largest.status == Status.CONVERGED
+        np.testing.assert_allclose(capacity(model, margin=float(largest.value)).value, alpha, rtol=1e-8)

@@ -69,5 +69,7 @@ def test_what_does_not_exist_is_said():
     result = large_deviation(BINARY, 0.9, [0.8])
     assert result.status.tolist() == [Status.UNPHYSICAL]
     assert np.isnan(result.value).all()
-    with pytest.raises(ValueError, match="large_deviation: num_replicas must be infinite; got 5"):
-        large_deviation(BINARY, 0.5, [0.8], num_replicas=5)
+    negative = large_deviation(BINARY, 0.5, [-0.2])  # infinitely many replicas with a negative overlap
+    assert negative.status.tolist() == [Status.UNPHYSICAL]
+    with pytest.raises(ValueError, match="large_deviation: num_replicas must"):
+        large_deviation(BINARY, 0.5, [0.8], num_replicas=1)

@@ -1,6 +1,8 @@
 """Ridge estimators for two Gaussian clouds. Oracles: the fixed point as printed, coded by hand; a simulation of
 the squared loss; the Bayes-optimal error in closed form; values of the specification."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import ndtr
@@ -8,6 +10,7 @@ from scipy.special import ndtr
 from jflat.core import Status
 from jflat.core.special import gauss_hermite
 from jflat.replica import bayes_error, mixture
+from jflat.replica.mixture import proximal
 
 ROWS = {  # generalisation and training error at ridge 0.1, 1, 10, 100
     ("squared", 0.5): ([0.26688, 0.22869, 0.20853, 0.20713], [0.04258, 0.05746, 0.09341, 0.10811]),
@@ -99,3 +102,15 @@ def test_malformed_requests_are_refused():
         mixture("squared", 2.0, 1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"mixture: ridge must be positive"):
         mixture("squared", 2.0, 1.0, 0.5, [1.0, 0.0])
+
+
+def test_small_ridge_stays_on_the_branch_and_above_bayes():
+    """Separable samples and a vanishing ridge: the response grows, and with it V of the proximal map."""
+    result = mixture("logistic", 0.7, 1.0, 0.5, np.array([0.1, 0.03, 0.01]))
+    assert np.all(result.status == Status.CONVERGED)
+    assert np.all(result.generalisation_error > bayes_error(0.7, 1.0, 0.5))
+    assert np.all(np.diff(result.generalisation_error) > 0)
+    with jax.enable_x64(True):
+        field, v = jnp.linspace(-300.0, 50.0, 701), jnp.float64(200.0)
+        t = proximal(field, v, "logistic")[0]
+        np.testing.assert_allclose(t - v * jax.nn.sigmoid(-t), field, atol=1e-12)
