@@ -243,9 +243,7 @@ def test_a_batch_of_densities_is_not_taken_for_one(key, make_matrix):
         lambda result: smooth_density(result, jnp.zeros(10), 1.0),
         lambda result: cumulative_density(result, jnp.zeros(10)),
     ):
-        with pytest.raises(
-            ValueError, match=r"result must be one density.*; got shape \(2, 2, 10\)"
-        ):
+        with pytest.raises(ValueError, match=r"result must be one density.*; got shape \(2, 2, 10\)"):
             curve(batch)
         assert jax.vmap(curve)(batch)[0].shape[0] == 2
     grid, _ = density_grid(batch, 5)  # one for all
