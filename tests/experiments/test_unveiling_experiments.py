@@ -83,6 +83,7 @@ def finished(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_smoke_run_leaves_every_promised_file(finished, capsys):
     assert not (finished / "parts").exists()
     summary = margins.report(finished)
@@ -98,6 +99,7 @@ def test_smoke_run_leaves_every_promised_file(finished, capsys):
     assert again == ["already finished"]
 
 
+@pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_smoke_theory_is_that_of_the_specification(finished):
     run = load_run(finished)
     status = {claim["claim"]: claim["status"] for claim in run.metrics["claims"]}
@@ -112,6 +114,7 @@ def test_smoke_theory_is_that_of_the_specification(finished):
     assert not run.metrics["failures"]
 
 
+@pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_smoke_simulation_is_consistent(finished):
     arrays = load_run(finished).arrays
     for target in SMOKE.targets:
@@ -127,6 +130,7 @@ def test_smoke_simulation_is_consistent(finished):
     np.testing.assert_allclose(first, second, atol=1e-3)
 
 
+@pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_claims_see_what_is_planted(finished):
     """Real arrays with a planted change: its claim changes its status, and no other one of the theory."""
     run = load_run(finished)
@@ -151,6 +155,7 @@ def test_claims_see_what_is_planted(finished):
     assert metrics["failures"] == [{"part": "found/0/search", "outcome": "not solved", "times": 1, "of": 3}]
 
 
+@pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_a_finished_part_is_not_done_again(finished, tmp_path, monkeypatch):
     stored = load_run(finished)
     names = {name.rpartition("/")[0] for name in stored.arrays}

@@ -35,6 +35,7 @@ def test_error_rates_and_entropies_of_the_specification(gamma, beta):
     np.testing.assert_allclose(result.entropy, number, atol=5.1e-4)
 
 
+@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_flat_minima_around_the_minimisers_of_cross_entropy():
     """Claim ii of 1905.07833: a moderate gamma and a large beta give more neighbours than a typical solution has."""
     wide = franz_parisi(BINARY, 0.4, DISTANCES, reference=CrossEntropy(1.0, 40.0))
@@ -111,6 +112,7 @@ def test_table_is_the_integral(x64):
         np.testing.assert_allclose(table(field), want, atol=atol)
 
 
+@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_frozen_measures_are_refused_as_references():
     loss = CrossEntropy(1.0, 400.0)
     result = gibbs(BINARY, 0.4, loss)
