@@ -46,7 +46,7 @@ def test_maximum_over_distance_is_the_entropy_of_the_landscape():
     bend, slope, top = np.polyfit(x - x[1], y, 2)
     np.testing.assert_allclose(top - slope**2 / (4 * bend), want, atol=2e-5)
     near = mixture_local_entropy("squared", 2.0, 1.0, 0.3, 1.0, x[1] + np.array([-1e-4, 1e-4]), beta=2.0, bias=-0.4)
-    np.testing.assert_allclose(result.slope[i], np.diff(near.value) / 2e-4, rtol=1e-4)
+    np.testing.assert_allclose(result.slope[i], np.diff(near.value) / 2e-4, rtol=2e-3)
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])

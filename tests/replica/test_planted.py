@@ -20,8 +20,8 @@ def bound(alpha, d):
 
 def test_typical_solutions_of_the_parity_machine_are_isolated():
     """Acceptance: a device without wide flat minima, as far as typical solutions go (`planted`)."""
-    d = np.array([0.0005, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7])
-    for alpha in (0.2, 0.4):
+    for alpha, nearest in ((0.2, 0.0005), (0.4, 0.003)):
+        d = np.array([nearest, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7])
         result = franz_parisi(PARITY, alpha, d)
         assert (result.status == Status.CONVERGED).all()
         assert result.certificate.error.max() < 1e-8
