@@ -28,6 +28,7 @@ def right_everywhere(patterns, labels, weights):
     return np.all(np.asarray(labels) * np.einsum("bmn,bn->bm", patterns, weights) > 0)
 
 
+@pytest.mark.slow  # a minute: python -m pytest -m slow tests/messages
 def test_solves_twenty_instances_of_n_1001_in_one_call(key):
     """alpha = .6, rate .01: about 80 steps. Plain belief propagation, decoded, does not solve."""
     patterns, labels, keys = instances(key, 20, 601, 1001)

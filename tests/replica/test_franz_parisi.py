@@ -16,7 +16,10 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("reference", TABLE)
+SLOW = pytest.mark.slow  # the typical curve takes most steps: python -m pytest -m slow tests/replica
+
+
+@pytest.mark.parametrize("reference", [pytest.param(x, marks=SLOW if x == "typical" else ()) for x in TABLE])
 def test_table_of_the_specification(reference):
     result = franz_parisi(BINARY, 0.5, DISTANCES, reference=reference)
     assert (result.status == Status.CONVERGED).all()
@@ -40,6 +43,7 @@ def test_regions_around_the_largest_margin_break_up_at_0_729():
     assert franz_parisi(BINARY, 0.731, distances, reference="max-margin").slope.min() < 0
 
 
+@pytest.mark.slow  # half a minute: python -m pytest -m slow tests/replica
 def test_maximum_over_distance_is_the_entropy_and_slope_is_the_derivative():
     typical = entropy(BINARY, 0.5)
     distance = (1 - float(typical.order.q)) / 2  # of two typical solutions
@@ -60,6 +64,7 @@ def test_without_patterns_the_entropy_of_a_sphere():
     assert (lost < 1e-2 * np.log(2)).all()
 
 
+@pytest.mark.slow  # half a minute each: python -m pytest -m slow tests/replica
 def test_spherical_values_of_the_specification():
     model = spherical_perceptron()
     d = np.array([0.02, 0.05, 0.1])
@@ -78,6 +83,7 @@ def test_spherical_values_of_the_specification():
     assert (wide < bound).all()
 
 
+@pytest.mark.slow  # half a minute each: python -m pytest -m slow tests/replica
 def test_what_does_not_exist_is_said():
     result = franz_parisi(BINARY, 0.5, [-0.1, 0.1, 1.2])
     assert result.status.tolist() == [Status.UNPHYSICAL, Status.CONVERGED, Status.UNPHYSICAL]

@@ -13,6 +13,8 @@ from jflat.core.special import gauss_hermite
 from jflat.replica import CrossEntropy, binary_perceptron, entropy, franz_parisi, gibbs, legendre
 from jflat.replica.gibbs import log_partition, tabulated_log_partition
 
+pytestmark = pytest.mark.slow  # one to four minutes: python -m pytest -m slow tests/replica
+
 BINARY = binary_perceptron()
 DISTANCES = np.array([0.01, 0.02, 0.05, 0.1, 0.15, 0.2])
 TABLE = {  # gamma, beta: error rate, entropy of the reference, local entropy at DISTANCES; alpha = 0.4
@@ -35,7 +37,6 @@ def test_error_rates_and_entropies_of_the_specification(gamma, beta):
     np.testing.assert_allclose(result.entropy, number, atol=5.1e-4)
 
 
-@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_flat_minima_around_the_minimisers_of_cross_entropy():
     """Claim ii of 1905.07833: a moderate gamma and a large beta give more neighbours than a typical solution has."""
     wide = franz_parisi(BINARY, 0.4, DISTANCES, reference=CrossEntropy(1.0, 40.0))
@@ -50,7 +51,6 @@ def test_flat_minima_around_the_minimisers_of_cross_entropy():
     np.testing.assert_allclose(row.value, TABLE[2.0, 40.0][2], atol=1e-4)
 
 
-@pytest.mark.slow  # five more curves: python -m pytest -n 0 -m slow tests/replica/test_gibbs.py
 @pytest.mark.parametrize(("gamma", "beta"), TABLE)
 def test_curves_of_the_specification(gamma, beta):
     result = franz_parisi(BINARY, 0.4, DISTANCES, reference=CrossEntropy(gamma, beta))
@@ -112,7 +112,6 @@ def test_table_is_the_integral(x64):
         np.testing.assert_allclose(table(field), want, atol=atol)
 
 
-@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_frozen_measures_are_refused_as_references():
     loss = CrossEntropy(1.0, 400.0)
     result = gibbs(BINARY, 0.4, loss)

@@ -12,6 +12,8 @@ from jflat.core import Status
 from jflat.core.special import gauss_hermite
 from jflat.replica import mixture, mixture_local_entropy
 
+pytestmark = pytest.mark.slow  # one to four minutes: python -m pytest -m slow tests/replica
+
 
 def landscape(alpha, delta, rho, beta, bias):
     """extr_{q, m} of the free entropy of exp(-beta errors) on the sphere, without any reference."""

@@ -10,6 +10,8 @@ import pytest
 from jflat.core import Status
 from jflat.replica import franz_parisi, parity_machine
 
+pytestmark = pytest.mark.slow  # one to four minutes: python -m pytest -m slow tests/replica
+
 PARITY = parity_machine(2)
 
 

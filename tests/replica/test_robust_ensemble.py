@@ -20,6 +20,8 @@ from jflat.replica import (
     spherical_perceptron,
 )
 
+pytestmark = pytest.mark.slow  # one to four minutes: python -m pytest -m slow tests/replica
+
 BINARY = binary_perceptron()
 TABLE = {  # alpha, y, gamma: overlap with the centre, q0, q1, internal and external entropy
     (0.4, 5, 0.5): (0.6562, 0.3543, 0.4878, 0.31977, 0.41485),
@@ -51,7 +53,6 @@ def test_one_replica_is_all_solutions(x64):
     np.testing.assert_allclose(robust_ensemble_phi(order, control, rule, model=sphere), result.value, atol=1e-8)
 
 
-@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_many_replicas_are_the_densest_regions():
     q1 = np.array([0.6, 0.61, 0.9])
     limit = large_deviation(BINARY, 0.4, q1)
@@ -68,7 +69,6 @@ def test_many_replicas_are_the_densest_regions():
     assert many.external_entropy[2] < 0
 
 
-@pytest.mark.slow  # heavy quadrature: python -m pytest -m slow tests/replica
 def test_what_does_not_exist_is_said():
     overlaps = np.array([-0.3, 0.8, 1.1])  # five vectors cannot have pairwise overlaps below -1 / 4
     result = large_deviation(BINARY, 0.4, overlaps, num_replicas=5)
