@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claims import how_it_was_run, judge, measured
 from experiments.curvature.networks import LABELS
 from experiments.registry import Summary
 from jflat.core import Status, succeeded
 from jflat.curvature import DensityResult, EigenResult
 from jflat.report import (
-    Facts,
     Measured,
     Picture,
     Section,
@@ -29,7 +29,6 @@ from jflat.report import (
     figures,
     format_measured,
     load_run,
-    mean_and_stderr,
     text_table,
     write_page,
 )
@@ -80,21 +79,8 @@ def largest_ratio(values: np.ndarray) -> np.ndarray:
 
 def verdict(value: Measured, low: float, high: float) -> str:
     """Whether low <= value <= high is "confirmed" or "not confirmed" beyond two standard errors, else "undecided"."""
-    if value.stderr is None or not np.isfinite([value.value, value.stderr]).all():
-        return "undecided"
-    ends = value.value - 2 * value.stderr, value.value + 2 * value.stderr
-    if low <= ends[0] and ends[1] <= high:
-        return "confirmed"
-    return "not confirmed" if ends[1] < low or ends[0] > high else "undecided"
-
-
-def _measured(values: np.ndarray) -> Measured:
-    """Mean and standard error over the seeds that are finite; NaN where none is."""
-    good = values[np.isfinite(values)]
-    if good.size == 0:
-        return Measured(float("nan"), None)
-    mean, stderr = mean_and_stderr(good)
-    return Measured(float(mean), float(stderr))
+    words = {"holds": "confirmed", "does not hold": "not confirmed", "undecided": "undecided"}
+    return words[judge(value, low, high)]
 
 
 def _numbers(arrays: Arrays, num_classes: int) -> dict[str, np.ndarray]:
@@ -130,7 +116,7 @@ def _claims(name: str, numbers: Mapping[str, np.ndarray], num_classes: int) -> l
     claims: list[dict[str, Any]] = []
 
     def add(claim: str, values: np.ndarray, theirs: str, source: str, low: float, high: float) -> None:
-        ours = _measured(values)
+        ours = measured(values)
         row = {"network": LABELS[name], "claim": claim, "ours": ours._asdict(), "theirs": theirs, "source": source}
         claims.append(row | {"status": verdict(ours, low, high)})
 
@@ -152,11 +138,11 @@ def _layer_rows(arrays: Arrays, layers: list[str], num_classes: int) -> list[dic
     rows = []
     for layer, size in zip(layers, arrays["sizes"], strict=True):
         get = lambda name, layer=layer: np.asarray(arrays[f"block.{layer}.{name}"], np.float64)  # noqa: E731
-        row = {"layer": layer, "size": int(size), "top": _measured(get("values")[:, 0])._asdict()}
-        row["trace"] = _measured(get("trace"))._asdict()
-        row["diagonal"] = _measured(get("diagonal"))._asdict()
+        row = {"layer": layer, "size": int(size), "top": measured(get("values")[:, 0])._asdict()}
+        row["trace"] = measured(get("trace"))._asdict()
+        row["diagonal"] = measured(get("diagonal"))._asdict()
         row["probe_stderr"] = float(np.sqrt(np.mean(get("trace_stderr") ** 2)))
-        row["outliers"] = _measured(largest_ratio(get("values")))._asdict()
+        row["outliers"] = measured(largest_ratio(get("values")))._asdict()
         rows.append(row)
     return rows
 
@@ -198,7 +184,7 @@ def summarise(run: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     for name, layers in run["layers"].items():
         own = _of(arrays, name)
         numbers = _numbers(own, run["num_classes"])
-        networks[name] = {key: _measured(values)._asdict() for key, values in numbers.items()}
+        networks[name] = {key: measured(values)._asdict() for key, values in numbers.items()}
         networks[name] |= {"size": int(own["sizes"].sum()), "layers": _layer_rows(own, layers, run["num_classes"])}
         claims += _claims(name, numbers, run["num_classes"])
         failures += _failures(name, own)
@@ -286,7 +272,7 @@ def _tables(run: Mapping[str, Any], name: str, arrays: Arrays) -> list[tuple[lis
     found = ratios(np.asarray(top, np.float64))
     rows = []
     for k in range(min(2 * run["num_classes"], top.shape[1] - 1)):
-        values = [_measured(np.asarray(x[:, k], np.float64)) for x in (top, other, found)]
+        values = [measured(np.asarray(x[:, k], np.float64)) for x in (top, other, found)]
         rows.append([k + 1, *values])
     caption = "The largest eigenvalues, and the ratio of each of H to the next."
     tables.append((["k", "λ_k(H)", "λ_k(G)", "λ_k/λ_(k+1)"], rows, caption))
@@ -301,7 +287,7 @@ def _tables(run: Mapping[str, Any], name: str, arrays: Arrays) -> list[tuple[lis
         for r in own["layers"]
     ]
     total = np.sum([np.asarray(arrays[f"block.{r['layer']}.trace"], np.float64) for r in own["layers"]], axis=0)
-    rows.append(["all layers", own["size"], None, _measured(total), None, None, None])
+    rows.append(["all layers", own["size"], None, measured(total), None, None, None])
     rows.append(
         ["H, by its density", own["size"], *map(_cell, (own["top eigenvalue"], own["trace"])), None, None, None]
     )
@@ -360,8 +346,6 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         ]
         pictures = _pictures(directory, config, run, name, own)
         sections.append(Section(LABELS[name], [*pictures, *(Table(*table) for table in tables)]))
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
-    sections.append(Section("How it was run", [Facts(dict(config)), Facts(facts)]))
+    sections.append(how_it_was_run(stored))
     page = write_page(directory / "index.html", "The spectrum of trained networks", sections)
     return Summary("\n\n".join(texts), page, run["claims"])

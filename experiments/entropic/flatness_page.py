@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claims import how_it_was_run, measured
 from experiments.entropic.methods import LABELS, Hyperparameters, MethodName
 from experiments.registry import Summary
 from jflat.core import Status, succeeded
 from jflat.curvature import DensityResult, smooth_density
 from jflat.report import (
-    Facts,
     Measured,
     Picture,
     Section,
@@ -24,7 +24,6 @@ from jflat.report import (
     figures,
     format_measured,
     load_run,
-    mean_and_stderr,
     spearman,
     spearman_within,
     text_table,
@@ -74,15 +73,6 @@ def _values(config: Mapping[str, Any], arrays: Arrays, model: str, method: str, 
     return np.where(arrays[prefix + "failed_step"] < 0, values.astype(np.float64), np.nan)
 
 
-def _measured(values: np.ndarray) -> Measured:
-    """Mean and standard error over the seeds that are finite; NaN where none is."""
-    good = values[np.isfinite(values)]
-    if good.size == 0:
-        return Measured(float("nan"), None)
-    mean, stderr = mean_and_stderr(good)
-    return Measured(float(mean), float(stderr))
-
-
 def _correlations(config: Mapping[str, Any], arrays: Arrays, model: str) -> dict[str, dict[str, Any]]:
     """For each measure, its rank correlation with the test error over runs, pooled and within methods, with 95 %."""
     rows = {}
@@ -106,7 +96,7 @@ def _correlations(config: Mapping[str, Any], arrays: Arrays, model: str) -> dict
 def _compare(config: Mapping[str, Any], arrays: Arrays, model: str, method: str, quantity: str) -> Measured:
     """Mean over seeds of (method - SGD); seeds share initialisation keys and data, so the difference is paired."""
     difference = _values(config, arrays, model, method, quantity) - _values(config, arrays, model, "sgd", quantity)
-    return _measured(difference)
+    return measured(difference)
 
 
 def _verdict(value: Measured, wanted_sign: int) -> str:
@@ -172,7 +162,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         for method in config["methods"]:
             quantities = ("test_error", "train_error", "train_loss", "gradient_norm", *MEASURES)
             rows: dict[str, Any] = {
-                q: _measured(_values(config, arrays, model, method, q))._asdict() for q in quantities
+                q: measured(_values(config, arrays, model, method, q))._asdict() for q in quantities
             }
             rows["gradient_evaluations"] = int(arrays[f"{model}/{method}/history.gradient_evaluations"][0, -1])
             methods[model][method] = rows
@@ -363,8 +353,6 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
                 ],
             )
         )
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
-    sections.append(Section("How it was run", [Facts(dict(config)), Facts(facts)]))
+    sections.append(how_it_was_run(stored))
     page = write_page(directory / "index.html", "Do entropic optimisers find flatter minima?", sections)
     return Summary("\n\n".join(texts), page, metrics["claims"])

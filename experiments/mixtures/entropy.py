@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import how_it_was_run
 from experiments.registry import Progress, Summary
 from jflat.core import Status, check, succeeded
 from jflat.replica import bayes_error, mixture, mixture_local_entropy
 from jflat.report import (
-    Facts,
     Panel,
     Picture,
     Section,
@@ -200,13 +200,11 @@ def report(directory: pathlib.Path) -> Summary:
     if metrics["failures"]:
         failures = [[f["part"], f["outcome"], f["times"]] for f in metrics["failures"]]
         blocks.append(Table(["part", "outcome", "points"], failures, "Points without a certified saddle; not drawn."))
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
     sections = [
         Section("What was found", blocks),
         Section("Figures", pictures),
         Section("Numbers", [Table(header, rows, "At the reference distance, nats per weight.")]),
-        Section("How it was run", [Facts(dict(config)), Facts(facts)]),
+        how_it_was_run(stored),
     ]
     page = write_page(directory / "index.html", "Two Gaussian clouds: local entropy near good classifiers", sections)
     return Summary("\n\n".join([text_table(claims_header, claims), text_table(header, rows)]), page, metrics["claims"])

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import how_it_was_run, measured
 from experiments.curvature.spectrum_page import verdict
 from experiments.entropic.flatness_page import label
 from experiments.registry import Summary
 from jflat.core import succeeded
 from jflat.replica import bayes_error
 from jflat.report import (
-    Facts,
     Measured,
     Panel,
     Picture,
@@ -28,7 +28,6 @@ from jflat.report import (
     figures,
     format_measured,
     load_run,
-    mean_and_stderr,
     text_table,
     write_page,
 )
@@ -50,14 +49,6 @@ def _final(arrays: Arrays, prefix: str, quantity: str) -> np.ndarray:
     return np.where(arrays[f"{prefix}/failed_step"] < 0, arrays[f"{prefix}/{quantity}"][:, -1].astype(float), np.nan)
 
 
-def _measured(values: np.ndarray) -> Measured:
-    good = values[np.isfinite(values)]
-    if good.size == 0:
-        return Measured(float("nan"), None)
-    mean, stderr = mean_and_stderr(good)
-    return Measured(float(mean), float(stderr))
-
-
 def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Every number of the run with its standard error over seeds: methods, yardsticks, claims, failures."""
     rows, claims, failures = [], [], []
@@ -77,7 +68,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
                 for method in config["methods"]:
                     prefix = f"{name}/{method}"
                     values = {q: _final(arrays, prefix, q) for q in QUANTITIES}
-                    cells = {q: _measured(x)._asdict() for q, x in values.items()}
+                    cells = {q: measured(x)._asdict() for q, x in values.items()}
                     row["methods"][method] = cells
                     failed = int(np.sum(arrays[f"{prefix}/failed_step"] >= 0))
                     if failed:
@@ -86,7 +77,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
                         continue
                     where = f"{loss}, alpha = {alpha:g}, rho = {rho:g}"
                     for q, text in (("increment", "flatter than SGD"), ("generalisation_error", "lower test error")):
-                        value = _measured(values[q] - _final(arrays, f"{name}/sgd", q))
+                        value = measured(values[q] - _final(arrays, f"{name}/sgd", q))
                         claim = {"part": where, "method": label(config["hyper"], method), "claim": text}
                         claims.append(
                             claim | {"ours": value._asdict(), "status": verdict(value, -math.inf, 0.0), "theirs": "yes"}
@@ -166,13 +157,11 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
                 "both. Dotted: the smallest possible error. Flatter is left, better is lower."
             )
             pictures.append(Picture(path, caption, caption))
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
     sections = [
         Section("What was found", blocks),
         Section("Figures", pictures),
         Section("Numbers", [Table(header, rows, "Mean ± standard error over samples.")]),
-        Section("How it was run", [Facts(dict(config)), Facts(facts)]),
+        how_it_was_run(stored),
     ]
     page = write_page(directory / "index.html", "Two Gaussian clouds: do flat regions generalise better?", sections)
     table = "\n\n".join([text_table(claims_header, claims), text_table(header, rows)])

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import failures, how_it_was_run
 from experiments.registry import Summary
-from jflat.core import Status, succeeded
 from jflat.replica import bayes_error
 from jflat.report import (
-    Facts,
     Measured,
     Panel,
     Picture,
@@ -188,21 +187,6 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, comparisons: list[dict[st
     return claims
 
 
-def _failures(config: Mapping[str, Any], arrays: Arrays) -> list[dict[str, Any]]:
-    """What did not succeed, by part and kind, with the number of times."""
-    return [
-        {
-            "part": name.removesuffix("status").rstrip("/."),
-            "outcome": Status(int(code)).name.lower().replace("_", " "),
-            "times": int(np.sum(values == code)),
-            "of": int(values.size),
-        }
-        for name, values in arrays.items()
-        if name.endswith("status")
-        for code in np.unique(values[~succeeded(values)])
-    ]
-
-
 def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Every number of the run: comparisons, the best ridges, claims, failures, the largest duality gap."""
     comparisons = _comparisons(config, arrays)
@@ -216,7 +200,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         "comparisons": comparisons,
         "best": best,
         "claims": _claims(config, arrays, comparisons),
-        "failures": _failures(config, arrays),
+        "failures": failures(arrays),
         "largest_gap": float(max(np.max(value) for name, value in arrays.items() if name.endswith("/gap"))),
     }
 
@@ -346,8 +330,6 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         failures = [[f["part"], f["outcome"], f"{f['times']} of {f['of']}"] for f in metrics["failures"]]
         blocks.append(Table(["part", "outcome", "times"], failures, "What did not succeed."))
         texts.append(text_table(["part", "outcome", "times"], failures))
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
     sections = [
         Section("What was found", blocks),
         Section("Figures", _pictures(directory, config, arrays)),
@@ -355,7 +337,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             "Theory and simulation",
             [Table(header, rows, caption), Table(best_header, best_rows, "The best ridge of the theory curve.")],
         ),
-        Section("How it was run", [Facts(dict(config)), Facts(facts)]),
+        how_it_was_run(stored),
     ]
     page = write_page(directory / "index.html", "Two Gaussian clouds: error and flatness against ridge", sections)
     return Summary("\n\n".join(texts), page, metrics["claims"])

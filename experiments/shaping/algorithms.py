@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.parts import Part, run_parts
 from experiments.registry import Progress, Summary
 from experiments.shaping import algorithms_page
-from experiments.shaping.parts import Part, run_parts
 from experiments.unveiling.theory import break_up, thresholds
 from jflat.data import random_patterns
 from jflat.messages import Protocol, focusing, pseudo_reinforcement, reinforcement, replicated_sgd

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import Claim, failures, judge, page, picture
 from experiments.registry import Summary
-from experiments.shaping.claims import Claim, failures, judge, page, picture
 from jflat.core import Status
 from jflat.report import Measured, Panel, Series, Table, draw_panels, format_measured, load_run
 

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.parts import Part, run_parts
 from experiments.registry import Progress, Summary
 from experiments.shaping import committee_page
-from experiments.shaping.parts import Part, run_parts
 from experiments.shaping.searches import LABELS, SearchName, Settings, solve
 from jflat.core import check
 from jflat.data import binary_task, downscale, load_images

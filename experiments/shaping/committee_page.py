@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import Claim, failures, measured, page, picture
 from experiments.registry import Summary
-from experiments.shaping.claims import Claim, failures, measured, page, picture
 from experiments.shaping.searches import LABELS
 from jflat.core import Status
 from jflat.report import (

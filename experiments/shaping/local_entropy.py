@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.parts import Part, run_parts
 from experiments.registry import Progress, Summary
 from experiments.shaping import local_entropy_page, norm, parity
-from experiments.shaping.parts import Part, run_parts
 from experiments.shaping.searches import LABELS, SearchName, Settings, solve
 from jflat.core.operator import dense
 from jflat.curvature import hessian

@@ -24,8 +24,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments.parts import Part, run_parts
 from experiments.registry import Progress, Summary
-from experiments.shaping.parts import Part, run_parts
 from experiments.unveiling import margins_numbers, margins_page, simulation, theory
 from jflat.core import Status, check
 from jflat.replica import Model, binary_perceptron, max_margin, tree_committee

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
+from experiments.claims import Claim, agrees, failures, judge, measured
 from experiments.shaping.algorithms_page import threshold
-from experiments.shaping.claims import Claim, agrees, failures, judge, measured
 from jflat.core import Status
 from jflat.report import Measured, format_measured
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.claims import Claim, agrees, failures, measured
 from experiments.shaping import algorithms, algorithms_page
-from experiments.shaping.claims import Claim, agrees, failures, measured
 from jflat.core import Status
 from jflat.report import Measured, load_run
 

@@ -1,4 +1,4 @@
-"""Claims with their status, and the page they stand on, for the experiments of this folder."""
+"""Claims with their status, and the page they stand on: what the pages of all experiments share."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ from jflat.report import (
     write_page,
 )
 
-__all__ = ["Claim", "agrees", "failures", "judge", "measured", "page", "picture"]
+__all__ = ["Claim", "agrees", "failures", "how_it_was_run", "judge", "measured", "page", "picture"]
 
 STATUS_TEXT = (
     "Holds: within the bounds beyond two standard errors; does not hold: outside of them beyond two standard errors; "
@@ -105,6 +105,13 @@ def picture(directory: pathlib.Path, name: str, figure: Any, caption: str) -> Pi
     return Picture(path, caption, f"{name.replace('_', ' ')}. {caption}")
 
 
+def how_it_was_run(stored: Run) -> Section:
+    """The last section of a page: configuration, versions, device and minutes of a run."""
+    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
+    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
+    return Section("How it was run", [Facts(dict(stored.config)), Facts(facts)])
+
+
 def page(
     directory: pathlib.Path,
     stored: Run,
@@ -122,13 +129,11 @@ def page(
     if failed:
         cells = [[f["part"], f["outcome"], f"{f['times']} of {f['of']}"] for f in failed]
         blocks.append(Table(["part", "outcome", "times"], cells, "What did not succeed."))
-    facts = {key: value for key, value in stored.provenance.items() if key != "seconds"}
-    facts["minutes"] = f"{stored.provenance['seconds'] / 60:.1f}"
     sections = [
         Section("What was found", blocks),
         Section("Figures", list(pictures)),
         Section("Numbers", list(tables)),
-        Section("How it was run", [Facts(dict(stored.config)), Facts(facts)]),
+        how_it_was_run(stored),
     ]
     path = write_page(directory / "index.html", title, sections)
     texts = [
