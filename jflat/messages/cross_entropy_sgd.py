@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import Status, check
-from jflat.core.branch import any_member
 from jflat.core.loop import compiled
 from jflat.messages.problem import batch_indices, count_errors, decode, signed_patterns, stabilities, weights_shape
 
@@ -179,13 +178,9 @@ def _run(
     def is_running(state: _State) -> jax.Array:
         return (state.errors > 0) & (state.epoch < max_epochs)
 
-    def guarded(state: _State) -> _State:
-        new, running = epoch(state), is_running(state)
-        return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
-
     weights = decode(latent)
     start = _State(latent, jnp.int32(0), weights, count_errors(signed, weights))
-    end = jax.lax.while_loop(lambda state: any_member(is_running(state)), guarded, start)
+    end = jax.lax.while_loop(is_running, epoch, start)
     failed = jnp.where(jnp.all(jnp.isfinite(end.latent)), Status.NOT_SOLVED, Status.NON_FINITE)
     status = jnp.where(end.errors == 0, Status.SOLVED, failed).astype(jnp.int32)
     last = gamma * gamma_factor ** jnp.maximum(end.epoch - 1, 0).astype(signed.dtype)

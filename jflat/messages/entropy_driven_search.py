@@ -165,12 +165,9 @@ def _run(
             external,
             for_messages,
             margin=margin,
-            num_replicas=1.0,
-            gamma=0.0,
             damping=damping,
             tolerance=tolerance,
             max_steps=max_sweeps,
-            update="parallel",
             active=active,
         )
         phi = bethe_free_entropy(signed, end.messages, external, margin) / size

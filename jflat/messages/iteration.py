@@ -83,17 +83,17 @@ def converge(
     key: jax.Array,
     *,
     margin: Any,
-    num_replicas: Any,
-    gamma: Any,
+    num_replicas: Any = 1.0,
+    gamma: Any = 0.0,
     damping: Any,
     tolerance: Any,
     max_steps: Any,
-    update: str,
+    update: str = "parallel",
     active: jax.Array | bool = True,
 ) -> Iteration:
     """Sweep from `messages` until the residual is at most the tolerance, or no progress is made (status of `judge`).
 
-    Where `active` is False nothing is done, and the status is CONVERGED.
+    Plain belief propagation by default. Where `active` is False nothing is done, and the status is CONVERGED.
     """
     dtype = messages.fields.dtype
     damping, tolerance = jnp.asarray(damping, dtype), jnp.asarray(tolerance, dtype)

@@ -135,12 +135,9 @@ def _run(
             external,
             unused,
             margin=margin,
-            num_replicas=1.0,
-            gamma=0.0,
             damping=damping,
             tolerance=tolerance,
             max_steps=max_steps,
-            update="parallel",
         )
         phi = bethe_free_entropy(signed, end.messages, external, margin) / size
         overlap = jnp.sum(jnp.tanh(end.messages.total + external) * reference) / size

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflat.core import Status, check
-from jflat.core.branch import any_member
 from jflat.core.loop import compiled
 from jflat.core.special import log_2cosh
 from jflat.messages.problem import count_errors, decode, signed_patterns, stabilities, weights_shape
@@ -231,13 +230,9 @@ def _run(
     def is_running(state: _State) -> jax.Array:
         return (state.errors > 0) & (state.sweep < beta.shape[0])
 
-    def guarded(state: _State) -> _State:
-        new, running = sweep(state), is_running(state)
-        return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
-
     middle = decode(jnp.sum(replicas, axis=0))
     errors, weights, replica_errors = best_of(replicas, middle)
     start = _State(replicas, middle, jnp.int32(0), weights, errors, replica_errors)
-    end = jax.lax.while_loop(lambda state: any_member(is_running(state)), guarded, start)
+    end = jax.lax.while_loop(is_running, sweep, start)
     status = jnp.where(end.errors == 0, Status.SOLVED, Status.NOT_SOLVED).astype(jnp.int32)
     return ReplicatedAnnealingResult(end.weights, end.errors, end.replicas, end.replica_errors, end.sweep, status)

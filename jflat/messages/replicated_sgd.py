@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check
-from jflat.core.branch import any_member
 from jflat.core.loop import compiled
 from jflat.messages.problem import batch_indices, count_errors, decode, signed_patterns, stabilities, weights_shape
 
@@ -208,14 +207,10 @@ def _run(
     def is_running(state: _State) -> jax.Array:
         return (state.errors > 0) & (state.epoch < max_epochs)
 
-    def guarded(state: _State) -> _State:
-        new, running = epoch(state), is_running(state)
-        return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
-
     first = count_errors(signed, start)
     latent = jnp.broadcast_to(start, (num_replicas, *start.shape))
     state = _State(latent, jnp.int32(0), start, first, jnp.broadcast_to(first, (num_replicas,)), first)
-    end = jax.lax.while_loop(lambda state: any_member(is_running(state)), guarded, state)
+    end = jax.lax.while_loop(is_running, epoch, state)
     status = jnp.where(end.errors == 0, Status.SOLVED, Status.NOT_SOLVED).astype(jnp.int32)
     return ReplicatedSGDResult(end.weights, end.errors, end.replica_errors, end.centre_errors, end.epoch, status)
 
