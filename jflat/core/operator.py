@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jflat.core import check, tree
 from jflat.core.tracing import has_convolution, is_traced, platform_of
 
-__all__ = ["FunctionOperator", "LinearOperator", "dense", "from_function", "from_matrix", "watch"]
+__all__ = ["FunctionOperator", "LinearOperator", "asymmetry", "dense", "from_function", "from_matrix", "watch"]
 
 PyTree = Any
 
@@ -236,3 +236,21 @@ def dense(operator: LinearOperator) -> jax.Array:
     units = jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
     columns = operator.matmat(units, batch_size=1)
     return jax.vmap(lambda v: jax.flatten_util.ravel_pytree(v)[0])(columns).T
+
+
+def asymmetry(operator: LinearOperator, key: jax.Array) -> jax.Array:
+    """A cheap probe of symmetry: |<u, A v> - <v, A u>| sqrt(P) / (|A u| |v| + |A v| |u|) for random normal u and v.
+
+    Numerator and denominator have the root mean squares |A - A^T|_F and 2 |A|_F (times sqrt(P)), so the value is of the
+    order of their ratio: some eps for a symmetric operator, of order one without symmetry; 0 for A = 0, NaN if a
+    product is. Two products. By chance it may be x times smaller than the ratio with a probability of about x.
+
+    >>> float(asymmetry(from_matrix(jnp.eye(3)), jax.random.key(0))) < 1e-6
+    True
+    """
+    u, v = (tree.random_normal(k, operator.structure) for k in jax.random.split(key))
+    product_u, product_v = operator.matvec(u), operator.matvec(v)
+    difference = jnp.abs(tree.inner(u, product_v) - tree.inner(v, product_u))
+    size = tree.norm(product_u) * tree.norm(v) + tree.norm(product_v) * tree.norm(u)
+    root = jnp.sqrt(jnp.asarray(operator.size, size.dtype))
+    return root * difference / jnp.where(size == 0, 1, size)

@@ -27,6 +27,7 @@ class Status(enum.IntEnum):
     OSCILLATING = 15
     NOT_SOLVED = 16
     UNPHYSICAL = 17
+    ASYMMETRIC = 18
 
 
 _EXPLANATIONS = {
@@ -42,6 +43,7 @@ _EXPLANATIONS = {
     Status.OSCILLATING: "oscillating: the residual has long stopped falling; damp more, or update sequentially",
     Status.NOT_SOLVED: "not solved: the search ended with errors left; the best configuration is returned",
     Status.UNPHYSICAL: "no such state: above capacity, a distance out of range, an impossible overlap or entropy",
+    Status.ASYMMETRIC: "asymmetric: the operator is not symmetric, as this algorithm needs; the value must not be used",
 }
 
 

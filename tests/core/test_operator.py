@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflat.core import dense, from_function, from_matrix, watch
+from jflat.core import asymmetry, dense, from_function, from_matrix, watch
 
 MATRIX = jnp.array([[2.0, -1.0, 0.0], [-1.0, 3.0, 0.5], [0.0, 0.5, -4.0]])
 
@@ -59,6 +59,20 @@ def test_is_a_pytree_that_passes_through_jit_and_vmap_without_new_traces():
 def test_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_asymmetry_is_the_share_of_the_antisymmetric_part(x64):
+    """E of the squares: the root mean square over keys is |A - A^T|_F / (2 |A|_F), here by both norms in NumPy."""
+    matrix = np.random.default_rng(0).normal(size=(30, 30))
+    for part in (0.0, 1e-6, 1.0):
+        mixed = matrix + matrix.T + part * (matrix - matrix.T)
+        share = np.linalg.norm(mixed - mixed.T) / (2 * np.linalg.norm(mixed))
+        keys = jax.random.split(jax.random.key(1), 200)
+        values = jax.jit(jax.vmap(asymmetry, (None, 0)))(from_matrix(jnp.asarray(mixed)), keys)
+        root = np.sqrt(np.mean(np.asarray(values) ** 2))
+        assert root < 1e-14 if part == 0 else 0.8 * share < root < 1.25 * share
+    assert asymmetry(from_matrix(jnp.zeros((3, 3))), jax.random.key(0)) == 0
+    assert np.isnan(asymmetry(from_matrix(jnp.full((3, 3), jnp.nan)), jax.random.key(0)))
 
 
 def test_a_watched_operator_tells_of_its_products_and_can_end_the_run():
