@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     NOT_SOLVED = 16
     UNPHYSICAL = 17
     ASYMMETRIC = 18
+    NOT_GLOBAL = 30
 
 
 _EXPLANATIONS = {
@@ -44,6 +45,7 @@ _EXPLANATIONS = {
     Status.NOT_SOLVED: "not solved: the search ended with errors left; the best configuration is returned",
     Status.UNPHYSICAL: "no such state: above capacity, a distance out of range, an impossible overlap or entropy",
     Status.ASYMMETRIC: "asymmetric: the operator is not symmetric, as this algorithm needs; the value must not be used",
+    Status.NOT_GLOBAL: "not a global minimum: the loss is above its least value (a saddle, or a run cut short)",
 }
 
 
