@@ -3,6 +3,9 @@
 Paths and barriers:
 
 - `linear_path`, `linear_barrier`, `path_losses` -> `PathResult`: the loss on a path, and its barrier by two definitions
+- `connect` -> `CurveResult`: Bezier curves and chains of low loss between two solutions; `straight_points`,
+  `curve_path`, `bezier`, `polychain`: what they start from, and curves as paths
+- `elastic_band` -> `BandResult`: the lowest pass between two minima, by a nudged elastic band with insertions
 
 Pictures:
 
@@ -11,19 +14,29 @@ Pictures:
 - `loss_surface` -> `SurfaceResult`: the loss on a line or a plane, as arrays
 """
 
+from jflat.landscape.curves import CurveResult, bezier, connect, curve_path, polychain, straight_points
 from jflat.landscape.directions import TrajectoryPlane, normalise_direction, random_directions, trajectory_plane
+from jflat.landscape.elastic_band import BandResult, elastic_band
 from jflat.landscape.interpolation import PathResult, linear_barrier, linear_path, path_losses
 from jflat.landscape.surfaces import SurfaceResult, loss_surface
 
 __all__ = [
+    "BandResult",
+    "CurveResult",
     "PathResult",
     "SurfaceResult",
     "TrajectoryPlane",
+    "bezier",
+    "connect",
+    "curve_path",
+    "elastic_band",
     "linear_barrier",
     "linear_path",
     "loss_surface",
     "normalise_direction",
     "path_losses",
+    "polychain",
     "random_directions",
+    "straight_points",
     "trajectory_plane",
 ]
