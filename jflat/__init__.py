@@ -3,6 +3,7 @@
 - `jflat.optim`: entropic, replicated and sharpness-aware optimisers, as optax transformations
 - `jflat.curvature`: Hessian, Gauss-Newton and Fisher operators; Lanczos, spectra, eigenpairs, traces
 - `jflat.flatness`: local energy, local entropy, sharpness; the flatness card of one solution
+- `jflat.linear`: deep linear networks: exact sharpness of their minima, the flattest ones, dynamics
 - `jflat.messages`: belief propagation for perceptrons and committees: plain, focusing, local entropy; enumeration
 - `jflat.replica`: free entropies by the replica method: capacities, local entropies, Gaussian mixtures
 - `jflat.training`: runs as pure functions of a key; many seeds, checkpoints, meshes
@@ -21,6 +22,7 @@ __all__ = [
     "curvature",
     "data",
     "flatness",
+    "linear",
     "losses",
     "messages",
     "models",
