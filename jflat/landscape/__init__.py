@@ -7,6 +7,11 @@ Paths and barriers:
   `curve_path`, `bezier`, `polychain`: what they start from, and curves as paths
 - `elastic_band` -> `BandResult`: the lowest pass between two minima, by a nudged elastic band with insertions
 
+Symmetries:
+
+- `match_weights`, `match_activations` -> `AlignmentResult`: permutations of hidden units that bring networks together
+- `sequential`: which axes such permutations act on, for a chain of layers; `permute`, `random_permutations`
+
 Pictures:
 
 - `random_directions`, `normalise_direction`: raw, layer- and filter-normalised directions
@@ -14,6 +19,14 @@ Pictures:
 - `loss_surface` -> `SurfaceResult`: the loss on a line or a plane, as arrays
 """
 
+from jflat.landscape.alignment import (
+    AlignmentResult,
+    match_activations,
+    match_weights,
+    permute,
+    random_permutations,
+    sequential,
+)
 from jflat.landscape.curves import CurveResult, bezier, connect, curve_path, polychain, straight_points
 from jflat.landscape.directions import TrajectoryPlane, normalise_direction, random_directions, trajectory_plane
 from jflat.landscape.elastic_band import BandResult, elastic_band
@@ -21,6 +34,7 @@ from jflat.landscape.interpolation import PathResult, linear_barrier, linear_pat
 from jflat.landscape.surfaces import SurfaceResult, loss_surface
 
 __all__ = [
+    "AlignmentResult",
     "BandResult",
     "CurveResult",
     "PathResult",
@@ -33,10 +47,15 @@ __all__ = [
     "linear_barrier",
     "linear_path",
     "loss_surface",
+    "match_activations",
+    "match_weights",
     "normalise_direction",
     "path_losses",
+    "permute",
     "polychain",
     "random_directions",
+    "random_permutations",
+    "sequential",
     "straight_points",
     "trajectory_plane",
 ]
