@@ -33,6 +33,7 @@ class Summary(NamedTuple):
 
 EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
+    "landscape-connectivity": "experiments.global_landscape.connectivity",
     "mixtures-entropy": "experiments.mixtures.entropy",
     "mixtures-flat": "experiments.mixtures.flat",
     "mixtures-ridge": "experiments.mixtures.ridge",
@@ -41,6 +42,7 @@ EXPERIMENTS = {
     "shaping-local-entropy": "experiments.shaping.local_entropy",
     "spectrum": "experiments.curvature.spectrum",
     "unveiling-margins": "experiments.unveiling.margins",
+    "wide-minima-linear": "experiments.wide_minima.linear",
 }
 
 

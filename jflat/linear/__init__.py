@@ -28,6 +28,7 @@ from jflat.linear.sharpness import (
 from jflat.linear.structure import PathStructure, coupling_matrices, jacobian_path, path_direction, path_structure
 from jflat.linear.task import (
     LinearTask,
+    Weights,
     change_gauge,
     end_to_end,
     excess_loss,
@@ -44,6 +45,7 @@ __all__ = [
     "LinearTask",
     "PathStructure",
     "SharpnessResult",
+    "Weights",
     "balanced",
     "change_gauge",
     "coupling_matrices",

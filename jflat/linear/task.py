@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Weights = Sequence[jax.Array]
+"""(W_1, ..., W_m), the first layer first."""
 
 multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
