@@ -2,8 +2,20 @@
 
 - `autoencoder_classes` -> `AutoencoderClasses`: every critical point of the deep linear autoencoder, with loss, index
   and nullity; `autoencoder_critical_point`, `autoencoder_loss`, `equivalent_samples`, `match` -> `AutoencoderMatch`
+
+Finders, from a loss and a start:
+
+- `find_critical_points` -> `FinderResult`, `FinderTrace`, `Iterate`: runs a `Method` (`Point`, `Step`, `LineSearch`)
+- `newton_mr`: steps of least residual and least length, searched on the gradient norm
+- `newton_tr`: the best of several dampings; `newton_pinv`: exact, for small problems
+- `saddle_free_newton`: an optimiser that leaves saddles, for comparison
+- `gradient_norm_minimisation`: gradient descent on |g|^2, with fixed step or line search
+- `trajectory`, `sample_starts`: training, and starts along it, uniform in height or in iteration
+- `quartic`, `quartic_grid`, `QUARTIC_CRITICAL`, `QUARTIC_FLAT`: the smallest loss with a gradient-flat trap
 """
 
+from jflat.critical.driver import FinderResult, FinderTrace, Iterate, find_critical_points
+from jflat.critical.gradient_norm_minimisation import gradient_norm_minimisation
 from jflat.critical.linear_autoencoder import (
     AutoencoderClasses,
     AutoencoderMatch,
@@ -14,14 +26,40 @@ from jflat.critical.linear_autoencoder import (
     equivalent_samples,
     match,
 )
+from jflat.critical.method import LineSearch, Method, Point, Step
+from jflat.critical.newton_mr import newton_mr
+from jflat.critical.newton_pinv import newton_pinv
+from jflat.critical.newton_tr import newton_tr
+from jflat.critical.quartic import QUARTIC_CRITICAL, QUARTIC_FLAT, quartic, quartic_grid
+from jflat.critical.saddle_free_newton import saddle_free_newton
+from jflat.critical.starts import sample_starts, trajectory
 
 __all__ = [
+    "QUARTIC_CRITICAL",
+    "QUARTIC_FLAT",
     "AutoencoderClasses",
     "AutoencoderMatch",
     "AutoencoderWeights",
+    "FinderResult",
+    "FinderTrace",
+    "Iterate",
+    "LineSearch",
+    "Method",
+    "Point",
+    "Step",
     "autoencoder_classes",
     "autoencoder_critical_point",
     "autoencoder_loss",
     "equivalent_samples",
+    "find_critical_points",
+    "gradient_norm_minimisation",
     "match",
+    "newton_mr",
+    "newton_pinv",
+    "newton_tr",
+    "quartic",
+    "quartic_grid",
+    "saddle_free_newton",
+    "sample_starts",
+    "trajectory",
 ]
