@@ -258,9 +258,9 @@ def match_activations(
         matched.append(jnp.sum(correlations[rows, orders[name]]))
         before.append(jnp.trace(correlations))
         total += correlations.shape[0]
-    values = [jnp.sum(jnp.stack(parts)) / total for parts in (matched, before)]
-    status = jnp.where(jnp.isfinite(values[0]), Status.CONVERGED, Status.NON_FINITE).astype(jnp.int32)
-    return AlignmentResult(orders, *values, jnp.int32(1), status)
+    value, start = (jnp.sum(jnp.stack(parts)) / total for parts in (matched, before))
+    status = jnp.where(jnp.isfinite(value), Status.CONVERGED, Status.NON_FINITE).astype(jnp.int32)
+    return AlignmentResult(orders, value, start, jnp.int32(1), status)
 
 
 def _name(path: Any) -> str:

@@ -75,7 +75,7 @@ class _Chain(NamedTuple):
     """Leaves (N, ...)."""
     weights: jax.Array
     """(N - 1,): lengths that the segments should have, in proportion; 0 where there is none."""
-    count: jax.Array
+    num_used: jax.Array
     """int32."""
 
 
@@ -195,7 +195,7 @@ def elastic_band(
             chain = chain._replace(pivots=_redistribute(chain))
         dense = _between(chain.pivots, points_per_segment)
         losses = evaluate(where, loss_fn, lambda p: p, dense, data, points_at_once)
-        room = jnp.where(is_last | ~jnp.all(jnp.isfinite(losses)), 0, max_pivots - chain.count)
+        room = jnp.where(is_last | ~jnp.all(jnp.isfinite(losses)), 0, max_pivots - chain.num_used)
         return (_inserted(chain, losses, threshold, room), alive), (losses, forces)
 
     is_last = jnp.arange(num_cycles) == num_cycles - 1
@@ -209,7 +209,7 @@ def elastic_band(
     climb = _climb(loss_fn, data, tx if climb_tx is None else climb_tx, num_climb_steps)
     saddle, height, norm = climb(dense, jnp.argmax(losses[-1]))
     heights = jnp.max(losses, axis=1)
-    return BandResult(chain.pivots, chain.count, path, heights, forces, saddle, height, norm, path.status)
+    return BandResult(chain.pivots, chain.num_used, path, heights, forces, saddle, height, norm, path.status)
 
 
 def _rows(a: PyTree, b: PyTree) -> jax.Array:
@@ -242,7 +242,7 @@ def _distances(pivots: PyTree) -> jax.Array:
 
 def _is_inner(chain: _Chain) -> jax.Array:
     number = jnp.arange(chain.weights.size + 1, dtype=jnp.int32)
-    return (number > 0) & (number < chain.count - 1)
+    return (number > 0) & (number < chain.num_used - 1)
 
 
 def _redistribute(chain: _Chain) -> PyTree:
@@ -309,7 +309,7 @@ def _inserted(chain: _Chain, losses: jax.Array, threshold: float, room: jax.Arra
     height, fraction = jnp.max(excess, axis=1), fractions[jnp.argmax(excess, axis=1)]
     limit = threshold * (jnp.max(losses) - jnp.min(losses))
     slots = jnp.arange(size + 1, dtype=jnp.int32)
-    wanted = (height > limit) & (slots[:-1] < chain.count - 1)
+    wanted = (height > limit) & (slots[:-1] < chain.num_used - 1)
     order = jnp.argsort(jnp.where(wanted, -height, jnp.inf))
     rank = jnp.zeros(size, jnp.int32).at[order].set(slots[:-1])
     inserts = wanted & (rank < room)
@@ -320,7 +320,7 @@ def _inserted(chain: _Chain, losses: jax.Array, threshold: float, room: jax.Arra
     step = jnp.where(is_new, fraction[jnp.minimum(source, size - 1)], 0)
     left, right = (jax.tree.map(lambda p, s=s: p[s], chain.pivots) for s in (source, jnp.minimum(source + 1, size)))
     pivots = _combine(_times(1 - step, left), _times(step, right), jnp.add)
-    return _Chain(pivots, _distances(pivots), chain.count + jnp.sum(inserts, dtype=jnp.int32))
+    return _Chain(pivots, _distances(pivots), chain.num_used + jnp.sum(inserts, dtype=jnp.int32))
 
 
 def _climb(

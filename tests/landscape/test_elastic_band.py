@@ -109,7 +109,7 @@ def test_insertions_are_at_the_highest_rises_in_order():
     def places(room, threshold):
         new = jax.jit(_inserted)(chain, jnp.asarray(losses, jnp.float32), threshold, jnp.int32(room))
         np.testing.assert_array_equal(np.diff(new.pivots["x"][:, 0]), new.weights)
-        return new.pivots["x"][: int(new.count), 0].tolist()
+        return new.pivots["x"][: int(new.num_used), 0].tolist()
 
     assert places(2, 0.0) == [0, 3, 4, 8, 9, 12]
     assert places(1, 0.0) == [0, 3, 4, 8, 12]
