@@ -30,6 +30,7 @@ References: S. Franz and G. Parisi, J. Phys. I 5, 1401 (1995); H. Huang and Y. K
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ __all__ = [
 
 ORDER = 8
 _CHUNK = 16
-_FIRST = 0.002  # the distance from which a curve is followed; small enough for the starting guess
+_MIDDLE = 0.1  # the distance from which a curve is followed both ways
 _RATIO = 1.16  # between neighbouring d / (1 - d)
 
 
@@ -175,7 +176,7 @@ def _from_coordinates(model: Model, rule: Rule) -> Any:
         differentiate = jax.jacfwd if isinstance(control.reference, CrossEntropy) else jax.grad
         by_q, by_t0 = differentiate(_energetic, argnums=(0, 1))(q, t0, control, rule, model)
         qh, th0 = -2 * control.alpha * by_q, -control.alpha * by_t0
-        return LocalOrder(q, t0, jnp.maximum(qh, th0**2 / control.reference_qh * (1 + 1e-12)), th0, th0 + u[2])
+        return LocalOrder(q, t0, jnp.maximum(qh, th0**2 / control.reference_qh + 1e-9), th0, th0 + u[2])
 
     return from_coordinates
 
@@ -195,15 +196,23 @@ def _follow(model: Model, controls: Neighbourhood, start: jax.Array, abscissae: 
 
 
 def _curve(model: Model, path: np.ndarray, control: Neighbourhood) -> tuple[Curve, np.ndarray]:
-    """The curve and its slope along an ascending path of distances."""
+    """The curve and its slope along an ascending path of distances.
 
-    def run(path: np.ndarray, start: np.ndarray, direction: int) -> tuple[Curve, np.ndarray]:
-        controls = jax.tree.map(lambda x: np.full(path.shape, x, np.float64), control)._replace(t1=1 - 2 * path)
+    It starts where d is `_MIDDLE`, from the solution without patterns (t0 = q~ t1, q = t1^2, th1 = artanh t1) by
+    raising their number, with the reference held: at small d solutions may be isolated, at large d they forget it.
+    """
+
+    def run(path: np.ndarray, start: np.ndarray, direction: int, load: Any = 1.0) -> tuple[Curve, np.ndarray]:
+        controls = jax.tree.map(lambda x: np.full(path.shape, x, np.float64), control)
+        controls = controls._replace(t1=1 - 2 * path, alpha=controls.alpha * load)
         compiled = lambda controls, abscissae, start: _follow(model, controls, start, abscissae)  # noqa: E731
-        return in_chunks(compiled, controls, direction * np.log(path / (1 - path)), start, _CHUNK)
+        abscissae = direction * np.log(path / (1 - path)) if np.ndim(load) == 0 else load
+        return in_chunks(compiled, controls, abscissae, start, _CHUNK)
 
-    start = np.asarray([0.4, 0.0, np.arctanh(1 - 2 * path[0])][: 2 if model.weights == "spherical" else 3])
-    return both_ways(run, path, start)
+    middle = int(np.argmin(np.abs(path - _MIDDLE)))
+    free = np.asarray([0.1, 0.0, np.arctanh(1 - 2 * path[middle])][: 2 if model.weights == "spherical" else 3])
+    raised = run(np.full(_CHUNK, path[middle]), free, 1, np.arange(1, _CHUNK + 1) / _CHUNK)[0]
+    return both_ways(run, path, raised.coordinates[-1], middle)
 
 
 def franz_parisi(
@@ -239,12 +248,13 @@ def franz_parisi(
     Accuracy: `certificate.error`, 1e-6 nats or less. Within 0.001 of the distance where phi is largest solutions forget
     the reference, t0 = t1 = q = q~ for a typical one, and the equations, singular there, lose digits: the status may be
     MAX_STEPS with a `gradient_norm` of 1e-5; the value, stationary, is still right to 1e-7. Beyond that distance the
-    curve may be lost (around `CrossEntropy(1, 40)` at alpha = 0.4, from d = 0.29): where `gradient_norm` is above 1e-4
-    the value means nothing.
+    curve may be lost (around `CrossEntropy(1, 40)` at alpha = 0.4, from d = 0.25), and so it may below d = 0.01 near
+    capacity (typical, alpha = 0.8) or where no pattern is felt (largest margin, alpha = 0.3; there phi is that of the
+    sphere): where `gradient_norm` is above 1e-4 the value means nothing.
 
-    Cost: the curve is followed from d = 0.002 with at least 18 points a decade, 3 unknowns each (9 around a Gibbs
-    measure, each point thrice as dear). 40 points take 6 s of one core around the largest margin, 15 s around a typical
-    solution (where the nearest distances are solved from farther ones) or a Gibbs measure; compilation, once for a
+    Cost: the curve is followed from d = 0.1 both ways with at least 18 points a decade, 3 unknowns each (9 around a
+    Gibbs measure, each point thrice as dear). 40 points take 8 s of one core around typical solutions or the largest
+    margin, three times as long around a Gibbs measure; compilation, once for a
     device, takes 13 s, for a Gibbs measure 20 s.
 
     References: see the module.
@@ -270,9 +280,12 @@ def franz_parisi(
     distances = np.asarray(distances, np.float64)
     is_list = distances.ndim == 1 and distances.size > 0 and bool(np.isfinite(distances).all())
     check.require(is_list, where, "distances", "must be finite, of shape (n,)", distances)
+    lost = False
     if isinstance(reference, str):
         check.require_choice(where, "reference", reference, ("typical", "max-margin"))
-        reference = float(max_margin(model, alpha).value) if reference == "max-margin" else margin
+        largest = max_margin(model, alpha) if reference == "max-margin" else None
+        lost = largest is not None and not math.isfinite(largest.value)
+        reference = margin if largest is None or lost else float(largest.value)
     if isinstance(reference, CrossEntropy):
         require_loss(where, "reference", reference)
         typical: Any = gibbs(model, alpha, reference)
@@ -287,12 +300,13 @@ def franz_parisi(
     distances = np.minimum(np.where(mirrored, 1 - distances, distances), 0.5 - 1e-7) if is_parity else distances
     # at the largest margin the entropy of the reference is zero up to rounding
     exists = typical.status == Status.CONVERGED or (model.weights == "binary" and abs(number) < 1e-6)
-    exists = exists and everything.status == Status.CONVERGED
+    exists = exists and everything.status == Status.CONVERGED and not lost
     wanted = np.unique(distances[inside]) if exists and inside.any() else np.asarray([0.1])
     ratio = (
         _RATIO**2 if isinstance(reference, CrossEntropy) else _RATIO
     )  # curves without the boundary layer of a margin
-    path = path_through(wanted / (1 - wanted), _FIRST, ratio)
+    odds = np.unique([*wanted / (1 - wanted), _MIDDLE / (1 - _MIDDLE)])
+    path = path_through(odds, odds[0], ratio)
     with jax.enable_x64(True):
         qh = getattr(typical.order, "qh", np.ones(()))
         q = np.clip(np.nan_to_num(typical.order.q, nan=0.5), 1e-12, 1 - 1e-12)

@@ -52,6 +52,7 @@ ORDER = 8
 _CHUNK = 24
 _NEWTON = 12  # steps of the inner maximisations; convergence is quadratic
 _FIRST = 0.6  # the overlap from which a curve is followed
+_LOAD = 0.4  # patterns per weight from which that overlap is solved for fewer
 
 
 class DenseRegion(NamedTuple):
@@ -173,8 +174,13 @@ def _follow(model: Model, controls: DenseRegion, abscissae: jax.Array, start: ja
 def _curve(model: Model, alpha: float, margin: float, path: np.ndarray) -> tuple[Curve, np.ndarray, np.ndarray]:
     controls = DenseRegion(np.full_like(path, alpha), np.full_like(path, margin), path)
     start = np.asarray([0.0] if model.weights == "spherical" else [0.0, 0.5])
+    run = lambda controls, abscissae, start: _follow(model, controls, abscissae, start)  # noqa: E731
     with jax.enable_x64(True):
-        run = lambda controls, abscissae, start: _follow(model, controls, abscissae, start)  # noqa: E731
+        if alpha < _LOAD:  # dq grows as patterns become fewer: too far from `start` for Newton's method
+            fewer = np.geomspace(_LOAD, alpha, _CHUNK)
+            level = jax.tree.map(lambda x: np.full(_CHUNK, x), DenseRegion(0.0, margin, path[0]))
+            lowered = in_chunks(run, level._replace(alpha=fewer), -np.log(fewer), start, _CHUNK)[0]
+            start = lowered.coordinates[-1]
         return in_chunks(run, controls, -np.log(1 - path), start, _CHUNK)
 
 
@@ -202,7 +208,8 @@ def large_deviation(
 
     Accuracy: `certificate.error`, 1e-6 nats or less. As q1 -> 1, dq grows without bound and the constraint ceases to
     matter; from dq = 1e4 on, where the equations have no digits left, the value is that of the free sphere,
-    h2((1 - sqrt(q1)) / 2), with the difference of the two at the last solved point as error.
+    h2((1 - sqrt(q1)) / 2), with the difference of the two at the last solved point as error. Below alpha = 0.05 the
+    first point is already there, and the status is MAX_STEPS.
 
     Cost: the curve is followed from q1 = 0.6, 1 - q1 falling by 4 percent a point, 2 unknowns each; 0.1 s for 24 points
     after compilation.

@@ -37,7 +37,7 @@ __all__ = ["Certificate", "Curve", "both_ways", "follow", "in_chunks", "to_host"
 Order = Any
 TOLERANCE = 1e-8  # of the gradient norm, in nats per unit of an order parameter
 MAX_STEPS = 60
-LONGEST = 2.0  # of a step in the coordinates u
+LONGEST, SHORTEST = 2.0, 1e-10  # of a step in the coordinates u
 
 
 class Certificate(NamedTuple):
@@ -107,21 +107,22 @@ def follow(
     linearised = jax.jacfwd(equations, has_aux=True)
 
     def point(carry: tuple, here: tuple) -> tuple[tuple, tuple]:
-        (u1, s1), (u0, s0) = carry
+        (u1, s1), (u0, s0), lost = carry
         s, control = here
         ratio = jnp.where(s1 > s0, (s - s1) / jnp.where(s1 > s0, s1 - s0, 1), 0)
         guess = u1 + jnp.clip(ratio, 0, 4) * (u1 - u0)
-        u, residual, jacobian = _newton(lambda u: linearised(u, control), guess, u1, tolerance / 100)
+        trials = MAX_STEPS >> jnp.minimum(lost, 3)  # where a branch has ended, the points beyond cost little
+        u, residual, jacobian = _newton(lambda u: linearised(u, control), guess, u1, tolerance / 100, trials)
         good = jnp.max(jnp.abs(residual)) <= tolerance
         sign = jnp.sign(jnp.linalg.det(jnp.where(jnp.isfinite(jacobian), jacobian, 0))).astype(jnp.int32)
         last, before = (u, s), (u1, s1)
         moved = good & (s > s1)
         last = jax.tree.map(lambda new, old: jnp.where(good, new, old), last, (u1, s1))
         before = jax.tree.map(lambda new, old: jnp.where(moved, new, old), before, (u0, s0))
-        return (last, before), (u, sign)
+        return (last, before, jnp.where(good, 0, lost + 1)), (u, sign)
 
     first = abscissae[0] - 1
-    _, (u, sign) = jax.lax.scan(point, ((start, first), (start, first)), (abscissae, controls))
+    _, (u, sign) = jax.lax.scan(point, ((start, first), (start, first), jnp.int32(0)), (abscissae, controls))
 
     def certify(point: tuple) -> tuple:
         u, control = point
@@ -148,7 +149,11 @@ class _Search(NamedTuple):
 
 
 def _newton(
-    linearised: Callable[[jax.Array], tuple[jax.Array, jax.Array]], guess: jax.Array, fallback: jax.Array, target: float
+    linearised: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    guess: jax.Array,
+    fallback: jax.Array,
+    target: float,
+    max_trials: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Damped Newton steps from `guess` (from `fallback` where the equations are not finite there).
 
@@ -183,7 +188,9 @@ def _newton(
 
     def goes_on(search: _Search) -> jax.Array:
         far = jnp.max(jnp.abs(search.residual)) > target
-        return far & (search.num_trials < MAX_STEPS) & (search.fraction > 1e-4)
+        started = jnp.isfinite(search.residual).all()
+        moves = search.fraction * jnp.max(jnp.abs(search.step)) > SHORTEST
+        return far & (search.num_trials < max_trials) & jnp.where(started, moves, search.num_trials < 2)
 
     start = _Search(
         fallback,
@@ -218,18 +225,20 @@ def in_chunks(
     return jax.tree.map(lambda *x: np.concatenate(x)[: len(abscissae)], *pieces)
 
 
-def both_ways(run: Callable[[np.ndarray, np.ndarray, int], Any], path: np.ndarray, start: np.ndarray) -> Any:
-    """A curve along a path followed upward by `run(path, start, direction) -> (Curve, ...)`.
+def both_ways(
+    run: Callable[[np.ndarray, np.ndarray, int], Any], path: np.ndarray, start: np.ndarray, middle: int = 0
+) -> Any:
+    """A curve along an ascending path, followed by `run(path, start, direction) -> (Curve, ...)` from path[middle].
 
-    What failed below the first success is redone from there, downward: a start that is too far from the first point,
-    near which a branch may end, does not cost the curve.
+    Upward first; then downward from the first success: a start that is too far from the first point, near which a
+    branch may end, does not cost the curve.
     """
-    up = run(path, start, 1)
+    up = run(path[middle:], start, 1)
     good = np.flatnonzero(up[0].status == Status.CONVERGED)
-    if not good.size or good[0] == 0:
+    first = int(good[0]) if good.size else 0
+    if middle + first == 0:
         return up
-    first = int(good[0])
-    down = run(path[first::-1], np.asarray(up[0].coordinates[first]), -1)
+    down = run(path[middle + first :: -1], np.asarray(up[0].coordinates[first]) if good.size else start, -1)
     return jax.tree.map(lambda rising, falling: np.concatenate([falling[:0:-1], rising[first:]]), up, down)
 
 

@@ -24,6 +24,20 @@ def test_rows_of_the_specification():
     np.testing.assert_allclose(result.value, [0.29718, 0.24946, 0.19244, 0.11766, 0.06786, 0.03161], atol=1e-4)
     np.testing.assert_allclose(result.distance, [0.1169, 0.0827, 0.0529, 0.0257, 0.0127, 0.0050], atol=1e-4)
     np.testing.assert_allclose(large_deviation(BINARY, 0.5, [0.6, 0.9]).value, [0.25314, 0.11120], atol=1e-4)
+    few = large_deviation(BINARY, 0.3, [0.8, 0.9])
+    assert (few.status == Status.CONVERGED).all()
+    np.testing.assert_allclose(few.value, [0.2032, 0.1192], atol=1e-4)
+    np.testing.assert_allclose(few.distance, [0.0528, 0.0257], atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05])
+def test_few_patterns_leave_the_free_sphere(alpha):
+    """phi rises to h2(d) as alpha -> 0; at alpha = 0.05 and q1 = 0.6 the difference is below 1e-6."""
+    result = large_deviation(BINARY, alpha, np.array([0.6, 0.8]))
+    d = (1 - np.sqrt([0.6, 0.8])) / 2
+    missing = -d * np.log(d) - (1 - d) * np.log(1 - d) - result.value
+    assert (result.status == Status.CONVERGED).all()
+    assert (missing > -1e-8).all() and (missing < {0.2: 7e-3, 0.05: 1e-5}[alpha]).all()
 
 
 def test_denser_than_any_neighbourhood_and_fewer_than_all():
