@@ -34,6 +34,8 @@ class Summary(NamedTuple):
 EXPERIMENTS = {
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
     "landscape-connectivity": "experiments.global_landscape.connectivity",
+    "landscape-constructions": "experiments.global_landscape.constructions",
+    "landscape-surfaces": "experiments.global_landscape.surfaces",
     "mixtures-entropy": "experiments.mixtures.entropy",
     "mixtures-flat": "experiments.mixtures.flat",
     "mixtures-ridge": "experiments.mixtures.ridge",
@@ -42,6 +44,7 @@ EXPERIMENTS = {
     "shaping-local-entropy": "experiments.shaping.local_entropy",
     "spectrum": "experiments.curvature.spectrum",
     "unveiling-margins": "experiments.unveiling.margins",
+    "wide-minima-denoisers": "experiments.wide_minima.denoisers",
     "wide-minima-linear": "experiments.wide_minima.linear",
 }
 
