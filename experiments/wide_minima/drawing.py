@@ -23,13 +23,13 @@ def draw_matrices(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str
     with styled(10):
         figure = empty_figure(5.6, 1.35 * len(rows) + 0.9)
         grid = figure.subplots(len(rows), len(titles), squeeze=False)
-        for (name, matrices), line in zip(rows.items(), grid, strict=True):
-            for number, (matrix, axes) in enumerate(zip(matrices, line, strict=True)):
+        for row, (name, matrices) in enumerate(rows.items()):
+            for number, (matrix, axes) in enumerate(zip(matrices, grid[row], strict=True)):
                 image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Greys", interpolation="nearest")
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.grid(False)
-                if line is grid[0]:
+                if row == 0:
                     axes.set_title(titles[number], fontsize=9)
                 if number == 0:
                     axes.set_ylabel(name, fontsize=9)

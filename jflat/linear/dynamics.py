@@ -7,7 +7,9 @@ R_k = 0, where D_k = 0, can only reach the balanced global minimum, which for wh
 Three caveats, tested:
 
 - the sign of det W_k is conserved too: with det T < 0 the flow ends at a saddle. In the basis where T is
-  diagonal, each negative eigenvalue -t costs c t^2. The result's status is NOT_GLOBAL;
+  diagonal, each negative eigenvalue -t costs c t^2. The result's status is NOT_GLOBAL. (At depth 2 the saddle is a
+  strict one: rounding errors that are not symmetric grow exponentially there and lead out after some time. From
+  depth 3 on it is approached, and left, only algebraically.);
 - for coloured data the balanced minimum is reached, but is not a flattest one;
 - identity layers need dx = dy and width dx; for others start from small balanced layers.
 
@@ -24,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check, tree
+from jflat.core.tracing import is_traced
 from jflat.linear.task import LinearTask, Weights, excess_loss, multiply, require_constant, require_weights
 
 __all__ = ["DescentResult", "FlowResult", "gradient_descent", "gradient_flow", "identity_layers"]
@@ -70,8 +73,8 @@ class FlowResult(NamedTuple):
     """int32: steps tried, of six gradients each."""
     status: jax.Array
     """int32: CONVERGED (loss below the tolerance at the end), NOT_GLOBAL (as much time again would lower the loss by
-    less than a hundredth, and it is above the tolerance: a saddle), MAX_STEPS (the steps were used up, or the last time
-    came first) or NON_FINITE."""
+    less than a hundredth, and it is above the tolerance: a saddle), MAX_STEPS (not converged at the last time, or a
+    time was missed: steps were used up, or traced times do not ascend) or NON_FINITE."""
 
 
 def identity_layers(dim: int, depth: int) -> tuple[jax.Array, ...]:
@@ -218,7 +221,7 @@ def gradient_flow(
       A `FlowResult`.
 
     Raises:
-      ValueError: if shapes do not fit, a hidden width is too small, or a number is out of range.
+      ValueError: if shapes do not fit, a hidden width is too small, times do not ascend, or a number is out of range.
 
     Accuracy: see `drift`. Near a minimum the steps are limited by stability, about 3 / lambda_max.
 
@@ -238,6 +241,9 @@ def gradient_flow(
     layers, value_and_grad, goal = _prepare(where, weights, task, c, tolerance)
     times = jnp.asarray(times, task.target.dtype)
     check.require(times.ndim == 1 and times.size > 0, where, "times", "must have shape (n,), n >= 1", times.shape)
+    if not is_traced(times):
+        ascends = bool(jnp.all(jnp.diff(times, prepend=0) >= 0))
+        check.require(ascends, where, "times", "must ascend and not be negative", times)
     check.require_number(where, "accuracy", accuracy, 0.0, 1.0, exclusive=True)
     check.require_integer(where, "max_steps", max_steps, 1)
 
@@ -262,14 +268,15 @@ def gradient_flow(
             return (flow.time < time) & (flow.num_steps < max_steps) & flow.finite
 
         flow = jax.lax.while_loop(goes_on, body, flow)
-        return flow, (flow.weights, excess_loss(flow.weights, task, c=c), _drift(layers, flow.weights))
+        missed = flow.time != time
+        return flow, (flow.weights, excess_loss(flow.weights, task, c=c), _drift(layers, flow.weights), missed)
 
     slope = slope_fn(layers)
     first = accuracy**0.2 * tree.norm(layers) / jnp.maximum(tree.norm(slope), 1e-30)
     zero = jnp.zeros((), times.dtype)
     flow = _Flow(layers, slope, zero, first.astype(times.dtype), jnp.int32(0), tree.all_finite((layers, slope)))
-    flow, (found, losses, drift) = jax.lax.scan(to, flow, times)
+    flow, (found, losses, drift, missed) = jax.lax.scan(to, flow, times)
     status = _outcome(losses[-1], flow.slope, flow.time, goal, Status.MAX_STEPS)
-    status = jnp.where(flow.time < times[-1], Status.MAX_STEPS, status)
+    status = jnp.where(jnp.any(missed), Status.MAX_STEPS, status)
     status = jnp.where(flow.finite & jnp.isfinite(losses[-1]), status, Status.NON_FINITE).astype(jnp.int32)
     return FlowResult(found, losses, drift, flow.num_steps, status)

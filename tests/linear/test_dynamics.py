@@ -185,6 +185,8 @@ def test_refused_input():
         gradient_flow(start, task, jnp.ones(1), c=0.0)
     with pytest.raises(ValueError, match=r"times must have shape \(n,\)"):
         gradient_flow(start, task, jnp.ones(()), c=0.5)
+    with pytest.raises(ValueError, match="times must ascend and not be negative"):
+        gradient_flow(start, task, jnp.array([2.0, 1.0]), c=0.5)
     with pytest.raises(ValueError, match="accuracy must be"):
         gradient_flow(start, task, jnp.ones(1), c=0.5, accuracy=0.0)
     with pytest.raises(ValueError, match="identity_layers: depth"):
