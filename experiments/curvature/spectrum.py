@@ -33,7 +33,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.flatten_util
@@ -41,12 +41,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import image_splits
 from experiments.curvature import spectrum_page
 from experiments.curvature.networks import LABELS, make_model
+from experiments.image_splits import Splits
 from experiments.registry import Progress, Summary
 from jflat.core import LinearOperator, tree
 from jflat.curvature import EigenResult, diagonal, eigenpairs, gauss_newton, hessian, spectral_density, trace
-from jflat.data import Batches, downscale, hold_out, load_images, mean_over_batches, split_batches, standardise
+from jflat.data import Batches, mean_over_batches, split_batches
 from jflat.losses import accuracy_error, cross_entropy, on_model
 from jflat.models import Model
 from jflat.report import load_run, save_run
@@ -56,7 +58,6 @@ __all__ = [
     "CLAIM",
     "PRESETS",
     "Config",
-    "Splits",
     "load_splits",
     "make_run",
     "measure_gradient",
@@ -154,32 +155,17 @@ PRESETS = {
 }
 
 
-class Splits(NamedTuple):
-    """The data of a run: (images (M, H, W, C), labels (M,)) pairs, on the device."""
-
-    train: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
-    num_classes: int
-
-
 def load_splits(config: Config) -> Splits:
-    """Training and test set, a function of the configuration alone.
-
-    Raises:
-      ValueError, FileNotFoundError: from `jflat.data`, for data that are not there or a size that does not fit.
-    """
-    data = load_images(config.data, directory=config.data_directory, download=config.download)
-    factor = config.downscale or (2 if data.train_images.shape[2] > 16 else 1)
-    data = standardise(downscale(data, factor))
-    images, labels = data.test_images, data.test_labels
-    if config.num_train != len(data.train_labels):
-        key = jax.random.key(config.seed)
-        data, *held = hold_out(key, data, len(data.train_labels) - config.num_train)
-        if config.data == "digits":  # a small set: what is not trained on is tested on
-            images, labels = np.concatenate([images, held[0]]), np.concatenate([labels, held[1]])
-    train = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
-    test = jnp.asarray(images[: config.num_test]), jnp.asarray(labels[: config.num_test])
-    return Splits(train, test, len(data.class_names))
+    """Training and test set, a function of the configuration alone."""
+    return image_splits.load_splits(
+        config.data,
+        config.num_train,
+        config.num_test,
+        jax.random.key(config.seed),
+        factor=config.downscale,
+        directory=config.data_directory,
+        download=config.download,
+    )
 
 
 def _model(config: Config, name: str, splits: Splits) -> Model:

@@ -19,26 +19,23 @@ import json
 import pathlib
 import shutil
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import image_splits
 from experiments.entropic import flatness_page
 from experiments.entropic.methods import METHODS, Hyperparameters, Method, MethodName, make_method
+from experiments.image_splits import Splits
 from experiments.registry import Progress, Summary
 from jflat.core import check
 from jflat.curvature import hessian, spectral_density
 from jflat.data import (
     Batches,
-    downscale,
-    hold_out,
-    load_images,
     mean_over_batches,
     split_batches,
-    standardise,
-    take_classes,
     with_label_noise,
 )
 from jflat.flatness import flatness_card
@@ -51,7 +48,6 @@ __all__ = [
     "CLAIM",
     "PRESETS",
     "Config",
-    "Splits",
     "load_splits",
     "make_measurement",
     "make_run",
@@ -155,38 +151,22 @@ PRESETS = {
 }
 
 
-class Splits(NamedTuple):
-    """The data of a run: (images (M, H, W, C), labels (M,)) pairs, on the device."""
-
-    train: tuple[jax.Array, jax.Array]
-    """With wrong labels."""
-    test: tuple[jax.Array, jax.Array]
-    num_classes: int
-
-
 def load_splits(config: Config) -> Splits:
-    """The training set with its wrong labels, and the test set: functions of the configuration alone.
-
-    Raises:
-      ValueError, FileNotFoundError: from `jflat.data`, for data that are not there or a size that does not fit.
-    """
-    data = load_images(config.data, directory=config.data_directory, download=config.download)
-    if config.classes:
-        data = take_classes(data, config.classes)
-    factor = config.downscale or (2 if data.train_images.shape[2] > 16 else 1)
-    data = standardise(downscale(data, factor))
+    """The training set with its wrong labels, and the test set: functions of the configuration alone."""
     key_split, key_noise = jax.random.split(jax.random.key(config.seed))
-    data, held_images, held_labels = hold_out(key_split, data, len(data.train_labels) - config.num_train)
-    test_images, test_labels = data.test_images, data.test_labels
-    if config.data == "digits":  # a small set: what is not trained on is tested on
-        test_images, test_labels = (
-            np.concatenate([test_images, held_images]),
-            np.concatenate([test_labels, held_labels]),
-        )
-    num_classes = len(data.class_names)
-    labels = with_label_noise(key_noise, jnp.asarray(data.train_labels), config.label_noise, num_classes)
-    test = jnp.asarray(test_images[: config.num_test]), jnp.asarray(test_labels[: config.num_test])
-    return Splits((jnp.asarray(data.train_images), labels), test, num_classes)
+    splits = image_splits.load_splits(
+        config.data,
+        config.num_train,
+        config.num_test,
+        key_split,
+        classes=config.classes,
+        factor=config.downscale,
+        directory=config.data_directory,
+        download=config.download,
+    )
+    images, labels = splits.train
+    labels = with_label_noise(key_noise, labels, config.label_noise, splits.num_classes)
+    return splits._replace(train=(images, labels))
 
 
 def make_model(config: Config, name: str, splits: Splits) -> Model:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
 from experiments.claims import Claim, agrees, failures, judge, measured
-from experiments.shaping.algorithms_page import threshold
+from experiments.success import threshold
 from jflat.core import Status
 from jflat.report import Measured, format_measured
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.claims import measured, page, picture
 from experiments.registry import Summary
-from experiments.shaping.algorithms_page import wilson
+from experiments.success import wilson
 from experiments.unveiling.margins_numbers import (
     LABELS,
     PAIRED,
