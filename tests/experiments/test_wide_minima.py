@@ -133,6 +133,7 @@ def planted_denoisers(sharpness, diverged):
             f"{name}/diverged": np.full(3, gone),
             f"{name}/path_gains": gains,
             f"{name}/path_outcome": outcome,
+            f"{name}/coupling_residuals": tilt * np.ones((3, 5, 2)) * np.linspace(0.9, 1.1, 3)[:, None, None],
         }
     return config, arrays
 
@@ -141,6 +142,7 @@ def test_claims_of_the_denoisers_see_what_was_planted():
     config, arrays = planted_denoisers((1.5, 0.9), (False, False))
     np.testing.assert_allclose(denoisers_page.last(arrays, "2/1", "sharpness"), 1.5 * np.linspace(1, 1.01, 3))
     np.testing.assert_allclose(denoisers_page.unevenness(arrays, "2/1"), 0.5 * np.linspace(0.9, 1.1, 3))
+    np.testing.assert_allclose(denoisers_page.decoupling(arrays, "2/2"), 0.1 * np.linspace(0.9, 1.1, 3))
     metrics = denoisers_page.summarise(config, arrays)
     assert set(statuses(metrics).values()) == {"holds"}
     assert not metrics["failures"]
