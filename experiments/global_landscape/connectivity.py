@@ -187,7 +187,7 @@ def _curves(networks: _Networks, tell: Callable[[float, str], None]) -> dict[str
     tx = optax.sgd(optax.cosine_decay_schedule(config.curve_rate, config.curve_steps), 0.9, nesterov=True)
 
     def measure(first: PyTree, second: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-        arrays = {}
+        arrays: dict[str, jax.Array] = {}
         for curve in ("bezier", "polychain"):
             found = connect(
                 key,

@@ -48,7 +48,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         str(width): {name: measured(arrays[f"width/{width}/{name}/barrier"]) for name in ("line", *MATCHED)}
         for width in config["widths"]
     }
-    metrics = {
+    metrics: dict[str, Any] = {
         "experiment": "landscape-connectivity",
         "paths": {name: {key: value._asdict() for key, value in row.items()} for name, row in paths.items()},
         "widths": {width: {key: value._asdict() for key, value in row.items()} for width, row in widths.items()},
@@ -91,8 +91,8 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, barriers: Mapping[str, np
 
 
 def _difference(a: Measured, b: Measured) -> Measured:
-    errors = [np.nan if x.stderr is None else x.stderr for x in (a, b)]
-    return Measured(a.value - b.value, float(np.hypot(*errors)))
+    first, second = (np.nan if x.stderr is None else x.stderr for x in (a, b))
+    return Measured(a.value - b.value, float(np.hypot(first, second)))
 
 
 def _profiles(config: Mapping[str, Any], arrays: Arrays) -> Any:
@@ -119,7 +119,10 @@ def _by_width(config: Mapping[str, Any], arrays: Arrays) -> Any:
         places = widths * 1.04 ** (shift - 1)
         series[LABELS[name]] = Series((places, means), (places, means, errors))
     panel = Panel("barrier of the training loss on the straight line", "mean over pairs (nats)", series, lowest=0.0)
-    return draw_panels([panel], xlabel="units of each hidden layer", height=3.2)
+    figure = draw_panels([panel], xlabel="units of each hidden layer", height=3.2)
+    figure.axes[0].minorticks_off()
+    figure.axes[0].set_xticks(widths, [f"{width:g}" for width in widths])
+    return figure
 
 
 def draw(directory: pathlib.Path, claim: str) -> Summary:

@@ -47,7 +47,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     changes = {
         name: {kind: float(arrays[f"{methods[0]}/change/{name}/{kind}"]) for kind in KINDS} for name in NORMALISATIONS
     }
-    metrics = {
+    metrics: dict[str, Any] = {
         "experiment": "landscape-surfaces",
         "methods": {method: {key: value._asdict() for key, value in row.items()} for method, row in rows.items()},
         "changes": changes,
@@ -141,7 +141,10 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         title = f"{LABELS[method]}: the plane of its trajectory"
         labels = [f"direction {k + 1} ({share[k]:.0f} % of the variance)" for k in (0, 1)]
         figure = contours({title: own}, xlabel=labels[0], ylabel=labels[1], width=4.4)
-        text = "Training loss (nats) on the plane of the two principal directions of the training trajectory (dots)."
+        text = (
+            "Training loss (nats) on the plane of the two principal directions of the training trajectory: dots at even "
+            "numbers of steps, the open circle is the start."
+        )
         pictures.append(picture(directory, f"trajectory_{method}", figure, text))
     pair = lambda row: Measured(row["value"] if row["value"] is not None else float("nan"), row["stderr"])  # noqa: E731
     keys = {

@@ -1,8 +1,8 @@
 r"""Loss surfaces as contour lines, from stored arrays: panels that share their levels and their axes.
 
 Lines carry their value, and the filling goes one way from light (low) to dark (high), so a picture says the same in
-grey. Levels are the numbers 1, 2, 5 times powers of ten that lie in the range of all panels together: two surfaces can
-be compared line by line. Points without a finite loss are left white.
+grey. Levels are round numbers, about even in the logarithm, in the range of all panels together: two surfaces can be
+compared line by line. Points without a finite loss are left white.
 
 Curves (a loss on a line, a path, a band) are drawn by `jflat.report.draw_panels`.
 """
@@ -35,17 +35,26 @@ class Surface(NamedTuple):
 
 
 def round_levels(low: float, high: float, *, at_most: int = 9) -> np.ndarray:
-    """1, 2, 5 times powers of ten in [low, high], or every second, third ... of them; both ends are positive.
+    """Round numbers in [low, high], about even in the logarithm: as many as `at_most` allows of the series below.
+
+    Six to a decade (1, 1.5, 2, 3, 5, 7), three (1, 2, 5), two (1, 3), or one; powers of ten are thinned out further.
 
     >>> round_levels(0.3, 30.0).tolist()
     [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
     """
     inside = 0 < low < high < np.inf
     check.require(inside, "round_levels", "low and high", "must be positive, finite and ascending", (low, high))
+    check.require_integer("round_levels", "at_most", at_most, 1)
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    levels = np.array([float(f"{s}e{k}") for k in powers for s in (1, 2, 5)])
-    levels = levels[(levels >= low) & (levels <= high)]
-    return levels[:: -(-len(levels) // at_most)] if len(levels) else levels
+    for series in _SERIES:
+        levels = np.array([float(f"{s}e{k}") for k in powers for s in series])
+        levels = levels[(levels >= low) & (levels <= high)]
+        if len(levels) <= at_most:
+            return levels
+    return levels[:: -(-len(levels) // at_most)]
+
+
+_SERIES = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 
 
 def contours(
@@ -62,8 +71,8 @@ def contours(
     Args:
       surfaces: by title.
       xlabel, ylabel: with their units.
-      levels: two or more, ascending; None takes round numbers (`round_levels`) in the range of all finite losses, and evenly spaced
-        ones where that range has fewer than three.
+      levels: two or more, ascending; None takes round numbers (`round_levels`) in the range of all finite losses, and
+        evenly spaced ones where that range has fewer than three.
       columns: panels in a row.
       width: of the figure in inches; 5.6 suits a phone.
 
@@ -91,8 +100,8 @@ def contours(
     rows = -(-len(drawn) // columns)
     labels = list(dict.fromkeys(label for surface in surfaces.values() for label in surface.points))
     with styled(10 if columns < 3 else 8, lines_linewidth=1.0):
-        side = width / columns
-        figure = empty_figure(width, rows * (side + 0.15) + 0.3 + 0.24 * -(-len(labels) // 2))
+        box = (width - 0.75 - 0.3 * (columns - 1)) / columns
+        figure = empty_figure(width, rows * (box + 0.4) + 0.4 + 0.28 * -(-len(labels) // 2))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         handles: dict[str, Any] = {}
         for number, axes in enumerate(grid.ravel()):
@@ -127,7 +136,11 @@ def _levels(finite: np.ndarray) -> np.ndarray:
     low, high = float(finite.min()), float(finite.max())
     if 0 < low < high and len(levels := round_levels(low, high)) >= 3:
         return levels
-    return np.linspace(low, high if high > low else low + 1, 8)[1:-1]
+    from matplotlib.ticker import MaxNLocator
+
+    top = high if high > low else low + 1
+    ticks = np.asarray(MaxNLocator(8).tick_values(low, top))
+    return ticks[(ticks > low) & (ticks < top)]
 
 
 def _draw(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> None:
@@ -138,7 +151,7 @@ def _draw(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: n
     axes.contourf(x, y, values, levels, colors=shades, extend="both")
     if values.count() and values.min() < levels[-1] and values.max() > levels[0]:
         lines = axes.contour(x, y, values, levels, colors="#08306b", linewidths=0.9)
-        axes.clabel(lines, fmt=lambda value: f"{value:g}", fontsize=7, inline_spacing=2)
+        axes.clabel(lines, fmt=lambda value: f"{value:.4g}", fontsize=7, inline_spacing=2)
     axes.set_box_aspect(1)
     axes.grid(False)
     for side in ("top", "right"):
