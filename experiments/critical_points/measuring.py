@@ -1,0 +1,84 @@
+"""What is stored of a batch of runs of a finder, and shares of runs with bootstrap errors."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jflat.critical import FinderResult, Iterate, Method, classify, find_critical_points
+from jflat.report import Measured, bootstrap_interval
+
+__all__ = ["TAUS", "find", "share"]
+
+TAUS = (5e-4, 1e-6, 1e-8)
+"""Of F(tau)."""
+CUTOFFS = (1e-3, 1e-5, 1e-7)
+"""Of the index, relative to |H|."""
+
+
+def find(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    starts: Any,
+    batch: Any,
+    method: Method,
+    *,
+    num_steps: int,
+    points: tuple[str, ...] = ("best", "flattest"),
+    keep: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Run a finder from each start, and classify the named points of each run: arrays (n, ...).
+
+    The parameters of the point `keep` are kept as well, as vectors.
+    """
+    one = functools.partial(find_critical_points, loss_fn, method=method, num_steps=num_steps)
+    result: FinderResult = jax.jit(jax.vmap(lambda start: one(start, batch)))(starts)
+    look = jax.jit(lambda params: jax.lax.map(lambda p: classify(loss_fn, p, batch, cutoffs=CUTOFFS), params))
+    trace = result.trace
+    arrays = {
+        "squared_gradient_norm": result.best.squared_gradient_norm,
+        "loss": result.best.loss,
+        "num_steps": result.num_steps,
+        "inner_steps": trace.inner_steps.sum(1),
+        "finder_outcome": result.status,
+        "final_residual": result.last.residual,
+        "last_residual": _last(trace.residual, result.num_steps),
+        "trace_residual": trace.residual,
+        "trace_squared_gradient_norm": trace.squared_gradient_norm,
+        "flattest_residual": result.flattest.residual,
+    }
+    for name in points:
+        point: Iterate = getattr(result, name)
+        found = look(point.params)
+        arrays |= {
+            f"{name}/kind": found.kind,
+            f"{name}/index": found.index,
+            f"{name}/flatness": found.flatness.fraction,
+            f"{name}/image": found.flatness.image,
+            f"{name}/relative_gradient": found.relative_gradient,
+            f"{name}/norm": found.norm,
+            f"{name}/gradient": found.squared_gradient_norm,
+            f"{name}/status": found.status,
+        }
+    if keep is not None:
+        arrays["params"] = jax.vmap(lambda p: ravel_pytree(p)[0])(getattr(result, keep).params)
+    return {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def _last(rows: jax.Array, count: jax.Array) -> np.ndarray:
+    """The entry of the last step of each run."""
+    place = np.maximum(np.asarray(count) - 1, 0)
+    return np.take_along_axis(np.asarray(rows), place[:, None], axis=1)[:, 0]
+
+
+def share(holds: np.ndarray, seed: int = 0) -> Measured:
+    """The share of runs for which something holds; the error is half the bootstrap's 68 % interval, not below 1/(2 n).
+
+    >>> share(np.array([True, False, True, True])).value
+    0.75
+    """
+    values = np.asarray(holds, float)
+    found = bootstrap_interval(np.mean, [values], seed, level=0.683)
+    return Measured(found.estimate, max((found.high - found.low) / 2, 0.5 / len(values)))
