@@ -4,7 +4,7 @@ import argparse
 import importlib
 import pathlib
 
-BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages")
+BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical")
 
 
 def main() -> None:

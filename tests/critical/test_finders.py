@@ -217,27 +217,32 @@ def test_newton_mr_finds_critical_points_of_the_linear_autoencoder(x64):
 
 @pytest.mark.slow
 def test_success_of_newton_mr_on_the_published_autoencoder(x64):
-    """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019), and how it falls with the solver.
+    """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019); r depends on the solver's tolerance.
 
-    pytest -n 0 -m slow tests/critical/test_finders.py: a minute of one core.
+    pytest -n 0 -m slow tests/critical/test_finders.py: a minute of one core. Measured: 85 %, 40 classes of index 0 to
+    59, r > 0.9 never; 25 inner steps: 94 %, in four times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs.
     """
     data, starts = autoencoder_starts(16, 4, 10_000, 100)
 
     def run(**settings):
-        one = lambda p: find_critical_points(autoencoder_loss, p, data, newton_mr(**settings), num_steps=500)  # noqa: E731
-        return jax.jit(jax.vmap(one))(starts)
+        method = newton_mr(**settings)
+        one = functools.partial(find_critical_points, method=method, num_steps=500, stop_below=1e-28)
+        return jax.jit(jax.vmap(lambda p: one(autoencoder_loss, p, data)))(starts)
 
-    share, matches, indices = found_classes(data, run(rtol=1e-10, max_inner=128), 4)
-    print("success", share, "classes", len(set(matches.number)), "indices", min(indices), max(indices))
+    def flat_share(result):
+        return np.mean(np.nan_to_num(np.asarray(result.flattest.residual)) > 0.9)
+
+    tight = run(rtol=1e-10, max_inner=128)
+    share, matches, indices = found_classes(data, tight, 4)
     assert share >= 0.75
     assert np.all(matches.is_match)
+    assert len(set(matches.number)) >= 25
+    assert max(indices) > 30
+    assert flat_share(tight) == 0
     few = run(rtol=1e-10, max_inner=25)
+    assert np.median(few.num_steps) > 2 * np.median(tight.num_steps)
     loose = run(rtol=5e-4, max_inner=128)
-    shares = [np.mean(np.asarray(r.best.squared_gradient_norm) < 1e-10) for r in (few, loose)]
-    flat = [np.mean(np.nan_to_num(np.asarray(r.flattest.residual)) > 0.9) for r in (few, loose)]
-    print("25 steps, rtol 5e-4: success", shares, "r > 0.9", flat)
-    assert shares[0] < share - 0.2
-    assert shares[1] < share - 0.2
+    assert flat_share(loose) > 0.05
 
 
 def test_nan_and_divergence_are_told_at_the_last_finite_iterate(x64):
