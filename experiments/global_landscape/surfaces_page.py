@@ -142,8 +142,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         labels = [f"direction {k + 1} ({share[k]:.0f} % of the variance)" for k in (0, 1)]
         figure = contours({title: own}, xlabel=labels[0], ylabel=labels[1], width=4.4)
         text = (
-            "Training loss (nats) on the plane of the two principal directions of the training trajectory: dots at even "
-            "numbers of steps, the open circle is the start."
+            "Training loss (nats) on the plane of the two principal directions of the training trajectory: dots are "
+            "evenly spaced in steps, the open circle is the start."
         )
         pictures.append(picture(directory, f"trajectory_{method}", figure, text))
     pair = lambda row: Measured(row["value"] if row["value"] is not None else float("nan"), row["stderr"])  # noqa: E731

@@ -100,8 +100,8 @@ def contours(
     rows = -(-len(drawn) // columns)
     labels = list(dict.fromkeys(label for surface in surfaces.values() for label in surface.points))
     with styled(10 if columns < 3 else 8, lines_linewidth=1.0):
-        box = (width - 0.75 - 0.3 * (columns - 1)) / columns
-        figure = empty_figure(width, rows * (box + 0.4) + 0.4 + 0.28 * -(-len(labels) // 2))
+        box = (width - 0.6 - 0.3 * (columns - 1)) / columns
+        figure = empty_figure(width, rows * (box + 0.4) + 0.5 + 0.28 * -(-len(labels) // 2))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         handles: dict[str, Any] = {}
         for number, axes in enumerate(grid.ravel()):
