@@ -254,8 +254,8 @@ def franz_parisi(
 
     Cost: the curve is followed from d = 0.1 both ways with at least 18 points a decade, 3 unknowns each (9 around a
     Gibbs measure, each point thrice as dear). 40 points take 8 s of one core around typical solutions or the largest
-    margin, three times as long around a Gibbs measure; compilation, once for a
-    device, takes 13 s, for a Gibbs measure 20 s.
+    margin, three times as long around a Gibbs measure; compilation, once for a device, takes 13 s, for a Gibbs measure
+    20 s.
 
     References: see the module.
 
