@@ -56,7 +56,7 @@ class FinderTrace(NamedTuple):
     """int32: gradients of the line search, or candidates."""
     flag: jax.Array
     """int32 `jflat.solvers.MinresFlag`, or -1."""
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # hides tuple.index
     """(num_steps, c) int32: eigenvalues below -cutoff |H|_2 (dense), for each of `index_cutoffs`."""
     flatness: jax.Array
     """(num_steps, c): F(tau), the part of g in eigenspaces of |lambda| <= tau |H|_2 (dense), for `flatness_cutoffs`."""

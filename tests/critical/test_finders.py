@@ -166,7 +166,7 @@ def test_quartic_traps_newton_mr_on_almost_half_of_the_grid(x64):
     np.testing.assert_allclose(result.last.params[trapped], [QUARTIC_FLAT] * trapped.sum(), atol=0.05)
     np.testing.assert_allclose(result.last.squared_gradient_norm[trapped], 11.1766, rtol=1e-2)
     assert np.all(result.last.residual[trapped] > 0.85)
-    assert np.median(result.last.residual[trapped]) > 0.99
+    assert np.median(result.last.residual[trapped]) > 0.95
     assert set(result.status[trapped]) == {Status.STAGNATION}
 
 
@@ -217,7 +217,7 @@ def test_newton_mr_finds_critical_points_of_the_linear_autoencoder(x64):
 
 @pytest.mark.slow
 def test_success_of_newton_mr_on_the_published_autoencoder(x64):
-    """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019); r depends on the solver's tolerance.
+    """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019); r depends on rtol.
 
     pytest -n 0 -m slow tests/critical/test_finders.py: a minute of one core. Measured: 85 %, 40 classes of index 0 to
     59, r > 0.9 never; 25 inner steps: 94 %, in four times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs.
