@@ -17,8 +17,13 @@ Pictures:
 - `random_directions`, `normalise_direction`: raw, layer- and filter-normalised directions
 - `trajectory_plane` -> `TrajectoryPlane`: principal directions of a training run
 - `loss_surface` -> `SurfaceResult`: the loss on a line or a plane, as arrays
+
+Theorems:
+
+- `constructions`: bad minima, what removes them, and paths between good ones, each with its certificate
 """
 
+from jflat.landscape import constructions
 from jflat.landscape.alignment import (
     AlignmentResult,
     match_activations,
@@ -42,6 +47,7 @@ __all__ = [
     "TrajectoryPlane",
     "bezier",
     "connect",
+    "constructions",
     "curve_path",
     "elastic_band",
     "linear_barrier",
