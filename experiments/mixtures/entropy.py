@@ -15,14 +15,15 @@ ridges, and the pointwise one, w ~ sum sigma xi with the right bias, which is Ba
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
 
 from experiments.claims import how_it_was_run
+from experiments.parts import run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import Status, check, succeeded
 from jflat.replica import bayes_error, mixture, mixture_local_entropy
@@ -35,7 +36,6 @@ from jflat.report import (
     draw_panels,
     figures,
     load_run,
-    save_run,
     spearman,
     text_table,
     write_page,
@@ -80,35 +80,38 @@ def label(ridge: float | None) -> str:
     return BAYES if ridge is None else f"ridge {ridge:g}"
 
 
+def local_entropies(config: Config, rho: float, ridge: float | None) -> Arrays:
+    """The curve around one estimator, with its error."""
+    clouds = config.alpha, config.delta, rho
+    estimator = ("pointwise", *clouds, math.inf) if ridge is None else ("squared", *clouds, ridge)
+    found = mixture_local_entropy(*estimator, np.asarray(config.distances), beta=config.beta)
+    error = bayes_error(*clouds) if ridge is None else mixture("squared", *clouds, ridge).generalisation_error
+    return {
+        "against_sphere": found.value - np.log1p(-((1 - 2 * np.asarray(config.distances)) ** 2)) / 2,
+        "loss": found.loss,
+        "generalisation_error": np.asarray(error),
+        "status": found.status,
+        "certificate": found.certificate.error,
+    }
+
+
+def _part(config: Config, rho: float, ridge: float | None, tell: Any) -> Arrays:
+    tell(0.0, f"rho = {rho:g}: {label(ridge)}")
+    return local_entropies(config, rho, ridge)
+
+
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
-    """Compute the curves; a finished run is not done again."""
-    if (directory / "metrics.json").is_file():
-        progress(1.0, 1.0, "already finished")
-        return
+    """Compute the curves, estimator by estimator; what is finished on disk is not done again."""
     known = config.reference_distance in config.distances
     rule = f"must be one of the distances {config.distances}"
     check.require(known, "mixtures-entropy", "reference_distance", rule, config.reference_distance)
-    start = time.monotonic()
-    arrays: Arrays = {}
-    parts = [(rho, ridge) for rho in config.rhos for ridge in (*config.ridges, None)]
-    for number, (rho, ridge) in enumerate(parts):
-        progress(number, len(parts), f"rho = {rho:g}: {label(ridge)}")
-        clouds = config.alpha, config.delta, rho
-        estimator = ("pointwise", *clouds, math.inf) if ridge is None else ("squared", *clouds, ridge)
-        found = mixture_local_entropy(*estimator, np.asarray(config.distances), beta=config.beta)
-        error = bayes_error(*clouds) if ridge is None else mixture("squared", *clouds, ridge).generalisation_error
-        sphere = np.log1p(-((1 - 2 * np.asarray(config.distances)) ** 2)) / 2
-        own = {
-            "against_sphere": found.value - sphere,
-            "loss": found.loss,
-            "generalisation_error": np.asarray(error),
-            "status": found.status,
-            "certificate": found.certificate.error,
-        }
-        arrays |= {f"{rho:g}/{label(ridge)}/{name}": value for name, value in own.items()}
-    metrics = {"experiment": "mixtures-entropy"} | summarise(dataclasses.asdict(config), arrays)
-    save_run(directory, config, arrays, metrics, time.monotonic() - start)
-    progress(len(parts), len(parts), "done")
+    parts = {
+        f"{rho:g}/{label(ridge)}": functools.partial(_part, config, rho, ridge)
+        for rho in config.rhos
+        for ridge in (*config.ridges, None)
+    }
+    metrics = lambda arrays: {"experiment": "mixtures-entropy"} | summarise(dataclasses.asdict(config), arrays)  # noqa: E731
+    run_parts(config, directory, progress, parts, metrics, {})
 
 
 def summarise(config: dict[str, Any], arrays: Arrays) -> dict[str, Any]:

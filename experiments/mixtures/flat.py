@@ -19,8 +19,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import shutil
-import time
 from typing import Any, Literal
 
 import jax
@@ -30,13 +28,13 @@ import numpy as np
 from experiments.entropic.methods import Hyperparameters, MethodName, make_method
 from experiments.mixtures import flat_page
 from experiments.mixtures.observables import classifier_observables
+from experiments.parts import run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import succeeded
 from jflat.data import gaussian_mixture
 from jflat.losses import margin_squared_error, on_margins, on_model, robust_cross_entropy
 from jflat.models import perceptron
 from jflat.replica import mixture
-from jflat.report import load_run, save_run
 from jflat.training import make_train
 
 __all__ = ["CLAIM", "PRESETS", "Config", "report", "run", "train_method"]
@@ -155,35 +153,31 @@ def ridge_curve(config: Config, loss: str, alpha: float, rho: float) -> Arrays:
     return {"ridge": ridges, "status": found.status} | {k: np.where(good, v, np.nan) for k, v in values.items()}
 
 
+def _part(config: Config, loss: str, alpha: float, rho: float, method: MethodName | None, tell: Any) -> Arrays:
+    what = f"{loss} loss, alpha = {alpha:g}, rho = {rho:g}"
+    tell(0.0, f"{what}: {flat_page.label(config.hyper, method) if method else 'theory'}")
+    return train_method(config, loss, alpha, method, rho) if method else ridge_curve(config, loss, alpha, rho)
+
+
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     """Train and measure, part by part; parts that are finished on disk are not done again."""
-    if (directory / "metrics.json").is_file():
-        progress(1.0, 1.0, "already finished")
-        return
-    parts = [(loss, alpha, rho) for loss in config.losses for alpha in config.alphas for rho in config.rhos]
-    results: Arrays = {}
-    total, seconds = float(len(parts) * (len(config.methods) + 1)), 0.0
-    for number, (loss, alpha, rho) in enumerate(parts):
-        name = flat_page.part_name(loss, alpha, rho)
-        folder = directory / "parts" / name.replace("/", "-")
-        if not (folder / "metrics.json").is_file():
-            start = time.monotonic()
-            done = number * (len(config.methods) + 1)
-            what = f"{loss} loss, alpha = {alpha:g}, rho = {rho:g}"
-            progress(done, total, f"{what}: theory")
-            arrays = {f"theory/{key}": value for key, value in ridge_curve(config, loss, alpha, rho).items()}
-            for place, method in enumerate(config.methods):
-                progress(done + place + 1, total, f"{what}: {flat_page.label(config.hyper, method)}")
-                found = train_method(config, loss, alpha, method, rho)
-                arrays |= {f"{method}/{key}": value for key, value in found.items()}
-            save_run(folder, config, arrays, {}, time.monotonic() - start)
-        part = load_run(folder)
-        results |= {f"{name}/{key}": value for key, value in part.arrays.items()}
-        seconds += part.provenance["seconds"]
-    metrics = {"experiment": "mixtures-flat"} | flat_page.summarise(dataclasses.asdict(config), results)
-    save_run(directory, config, results, metrics, seconds)
-    shutil.rmtree(directory / "parts")
-    progress(total, total, "done")
+    parts = {
+        f"{flat_page.part_name(loss, alpha, rho)}/{method or 'theory'}": functools.partial(
+            _part, config, loss, alpha, rho, method
+        )
+        for loss in config.losses
+        for alpha in config.alphas
+        for rho in config.rhos
+        for method in (None, *config.methods)
+    }
+    run_parts(
+        config,
+        directory,
+        progress,
+        parts,
+        lambda arrays: {"experiment": "mixtures-flat"} | flat_page.summarise(dataclasses.asdict(config), arrays),
+        {},
+    )
 
 
 def report(directory: pathlib.Path) -> Summary:

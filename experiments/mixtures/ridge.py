@@ -22,10 +22,7 @@ energy of an estimator are exact integrals, not samples.
 
 import dataclasses
 import functools
-import math
 import pathlib
-import shutil
-import time
 from typing import Any, Literal
 
 import jax
@@ -35,11 +32,11 @@ import numpy as np
 from experiments.mixtures import ridge_page
 from experiments.mixtures.observables import classifier_observables
 from experiments.mixtures.ridge_solver import ridge_path
+from experiments.parts import run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import check, succeeded
 from jflat.data import gaussian_mixture
 from jflat.replica import mixture
-from jflat.report import load_run, save_run
 
 __all__ = ["CLAIM", "PRESETS", "Config", "report", "run", "simulate", "theory"]
 
@@ -158,43 +155,36 @@ def _work(config: Config, loss: str, size: int, seeds: int) -> float:
     return seeds * size**3 * len(ridges_of(config, loss)) * {"squared": 1.0, "logistic": 8.0, "hinge": 4.0}[loss]
 
 
+def _part(config: Config, loss: str, rho: float, size: int, seeds: int, tell: Any) -> Arrays:
+    """The theory (size 0) or a simulation."""
+    tell(0.0, f"{loss} loss, rho = {rho:g}: {f'N = {size}' if size else 'theory'}")
+    return simulate(config, loss, size, rho, seeds) if size else theory(config, loss, rho)
+
+
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     """Theory and simulations, part by part; parts that are finished on disk are not done again."""
-    if (directory / "metrics.json").is_file():
-        progress(1.0, 1.0, "already finished")
-        return
     same = len(config.sizes) == len(config.num_seeds)
     rule = f"must have one entry for each of the sizes {config.sizes}"
     check.require(same, "mixtures-ridge", "num_seeds", rule, config.num_seeds)
     for name, values in {"num_seeds": config.num_seeds, "sizes": config.sizes}.items():
         for value in values:
             check.require_integer("mixtures-ridge", name, value, 2)
-    parts = [(loss, rho) for loss in config.losses for rho in config.rhos]
-    pieces = [(loss, rho, *pair) for loss, rho in parts for pair in zip(config.sizes, config.num_seeds, strict=True)]
-    total = math.fsum(_work(config, loss, size, seeds) for loss, _, size, seeds in pieces)
-    results: Arrays = {}
-    done, seconds = 0.0, 0.0
-    for loss, rho in parts:
-        folder = directory / "parts" / f"{loss}-{rho:g}"
-        if not (folder / "metrics.json").is_file():
-            start = time.monotonic()
-            progress(done, total, f"{loss} loss, rho = {rho:g}: theory")
-            arrays = {f"theory/{name}": value for name, value in theory(config, loss, rho).items()}
-            before = done
-            for size, seeds in zip(config.sizes, config.num_seeds, strict=True):
-                progress(before, total, f"{loss} loss, rho = {rho:g}: N = {size}")
-                simulated = simulate(config, loss, size, rho, seeds)
-                arrays |= {f"N={size}/{name}": value for name, value in simulated.items()}
-                before += _work(config, loss, size, seeds)
-            save_run(folder, config, arrays, {}, time.monotonic() - start)
-        part = load_run(folder)
-        results |= {f"{loss}/{rho:g}/{name}": value for name, value in part.arrays.items()}
-        seconds += part.provenance["seconds"]
-        done += math.fsum(_work(config, loss, *pair) for pair in zip(config.sizes, config.num_seeds, strict=True))
-    metrics = {"experiment": "mixtures-ridge"} | ridge_page.summarise(dataclasses.asdict(config), results)
-    save_run(directory, config, results, metrics, seconds)
-    shutil.rmtree(directory / "parts")
-    progress(total, total, "done")
+    pairs = [(0, 0), *zip(config.sizes, config.num_seeds, strict=True)]
+    clouds = [(loss, rho) for loss in config.losses for rho in config.rhos]
+    parts, costs = {}, {}
+    for loss, rho in clouds:
+        for size, seeds in pairs:
+            name = f"{loss}/{rho:g}/{f'N={size}' if size else 'theory'}"
+            parts[name] = functools.partial(_part, config, loss, rho, size, seeds)
+            costs[name] = _work(config, loss, size, seeds)
+    run_parts(
+        config,
+        directory,
+        progress,
+        parts,
+        lambda arrays: {"experiment": "mixtures-ridge"} | ridge_page.summarise(dataclasses.asdict(config), arrays),
+        costs,
+    )
 
 
 def report(directory: pathlib.Path) -> Summary:

@@ -236,10 +236,12 @@ def test_a_finished_part_is_not_done_again(finished, tmp_path, monkeypatch):
     smoke = ridge.PRESETS["smoke"]
     for loss in smoke.losses:
         for rho in smoke.rhos:
-            prefix = f"{loss}/{rho:g}/"
-            own = {k.removeprefix(prefix): v for k, v in stored.arrays.items() if k.startswith(prefix)}
-            save_run(tmp_path / "parts" / f"{loss}-{rho:g}", smoke, own, {}, 1.0)
+            for part in ("theory", *(f"N={size}" for size in smoke.sizes)):
+                prefix = f"{loss}/{rho:g}/{part}/"
+                own = {k.removeprefix(prefix): v for k, v in stored.arrays.items() if k.startswith(prefix)}
+                save_run(tmp_path / "parts" / f"{loss}-{rho:g}-{part}", smoke, own, {}, 1.0)
     monkeypatch.setattr(ridge, "simulate", None)
+    monkeypatch.setattr(ridge, "theory", None)
     ridge.run(smoke, tmp_path, lambda done, of, what: None)
     assert load_run(tmp_path).metrics == stored.metrics
 
