@@ -32,6 +32,10 @@ class Summary(NamedTuple):
 
 
 EXPERIMENTS = {
+    "critical-autoencoder": "experiments.critical_points.autoencoder",
+    "critical-nonlinear": "experiments.critical_points.nonlinear",
+    "critical-quartic": "experiments.critical_points.quartic",
+    "critical-tolerance": "experiments.critical_points.tolerance",
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
     "landscape-connectivity": "experiments.global_landscape.connectivity",
     "landscape-constructions": "experiments.global_landscape.constructions",

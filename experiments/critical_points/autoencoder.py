@@ -87,17 +87,18 @@ def _find(config: Config, name: str, tell: Any) -> dict[str, Any]:
         number, steps = config.num_starts[place], config.num_steps[place]
         batch, starts = autoencoder_problem(config.size, config.width, config.num_samples, number, config.seed)
         method = _method(config, name)
-        arrays = measuring.find(autoencoder_loss, starts, batch, method, num_steps=steps, points=("best",))
+        rounds = max(1, steps // 500)
+        arrays = measuring.find(
+            autoencoder_loss, starts, batch, method, num_steps=steps, points=("best",), num_rounds=rounds
+        )
         moments = np.linalg.eigvalsh(np.asarray(batch).T @ np.asarray(batch) / config.size)
-    thin = max(1, steps // 500)
-    for trace in ("trace_residual", "trace_squared_gradient_norm"):
-        arrays[trace] = arrays[trace][:, ::thin]
     return arrays | {"moments": moments}
 
 
 def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Success by method, what the points found are, and claims."""
-    claims, rows = [], []
+    claims: list[Claim] = []
+    rows: list[dict[str, Any]] = []
     parameters = 2 * config["size"] * config["width"]
     is_paper = (config["size"], config["width"]) == (16, 4)
     for name, label in METHODS.items():
@@ -134,8 +135,11 @@ def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
             "0",
             judge(Measured(unmatched, 0.0), 0, 0),
         ),
-        Claim.bounded(
-            "correlation of loss and index, all analytic points", Measured(line, 0.0), "0.99917 [> 0.99]", 0.99, 1.0
+        Claim(
+            "correlation of loss and index, all analytic points",
+            format_measured(line, None),
+            "0.99917" if is_paper else "—",
+            judge(Measured(line, 0.0), 0.998, 1.0) if is_paper else "undecided",
         ),
         Claim(
             "classes of critical points",
@@ -186,7 +190,7 @@ def report(directory: pathlib.Path) -> Summary:
                 {"success": config["success"]},
                 ylabel=r"smallest $|g|^2$ of the run",
             ),
-            "Runs sorted by the smallest squared gradient norm they reached: converged ones are some twenty decades apart from the others.",
+            "Runs sorted by the smallest squared gradient norm they reached: converged ones are far below the others.",
         ),
     ]
     rows = []
@@ -205,5 +209,8 @@ def report(directory: pathlib.Path) -> Summary:
         )
     header = ["method", "success", "runs", "classes", "unmatched", "indices", "steps, median"]
     table = Table(header, rows, "Runs with |g|² below the threshold at their best point; errors by bootstrap.")
-    what = f"Linear autoencoder, k = {config['size']}, p = {config['width']}; starts uniform in height on a training run, half with noise."
+    what = (
+        f"Linear autoencoder, k = {config['size']}, p = {config['width']}; starts uniform in height on a training run, "
+        "half of them with noise."
+    )
     return page(directory, stored, "Critical points: the linear autoencoder", what, CLAIM, pictures, [table])

@@ -105,9 +105,8 @@ def plain_scatter(
         for number, (label, (x, y)) in enumerate(groups.items()):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             axes.scatter(x, y, label=label, s=38, alpha=0.8, linewidths=0, **style)
-        style = {"linestyle": (0, (1, 1.5)), "color": "#555555"}
-        axes.axvline(lines[0], **style)
-        axes.axhline(lines[1], **style)
+        axes.axvline(lines[0], linestyle=(0, (1, 1.5)), color="#555555")
+        axes.axhline(lines[1], linestyle=(0, (1, 1.5)), color="#555555")
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(xlabel)

@@ -68,7 +68,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             directory,
             "flatness",
             _flatness(config, arrays),
-            f"Median and quartiles over runs. Flat at τ = 5e-4, the resolution of a solver at rtol {loose:g}, is not flat.",
+            f"Median and quartiles over runs. A solver at rtol {loose:g} cannot tell τ = 5e-4 from zero.",
         ),
         picture(
             directory,
@@ -86,8 +86,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             directory,
             "saddle",
             _spectrum(arrays),
-            f"All eigenvalues at |θ| = {guard['length']:.3g}, loss − ln 2 = {guard['excess']:.2g}, |g|² = {guard['square']:.1g}, "
-            f"r = {guard['r']:.4g}: an absolute cutoff of 1e-3 counts none as negative.",
+            f"All eigenvalues at |θ| = {guard['length']:.3g}, loss − ln 2 = {guard['excess']:.2g}, "
+            f"|g|² = {guard['square']:.1g}, r = {guard['r']:.4g}: an absolute cutoff of 1e-3 counts none as negative.",
         ),
     ]
     header = [
@@ -120,7 +120,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     table = Table(
         header,
         rows,
-        "Critical: |g|² below the published level at the best point; both tests: relative to |H| |θ| as well. F: medians at the last point. Index by cutoff: median ratio of the counts at 1e-7 |H| and 1e-3 |H|.",
+        "Critical: |g|² below the published level at the best point; both tests: relative to |H| |θ| as well. F: "
+        "medians at the last point. Index by cutoff: median ratio of the counts at 1e-7 |H| and 1e-3 |H|.",
     )
     what = f"Newton-MR on networks with the activation x sigmoid(x); data: {config['data']}."
     return page(directory, stored, "Critical points: nonlinear networks", what, claim, pictures, [table])

@@ -35,7 +35,7 @@ def _unit_rows(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 def starts_of(
     key: jax.Array, loss_fn: LossFn, params: Any, batch: Any, *, num_starts: int, rate: float, num_steps: int
 ) -> Any:
-    """Starts uniform in height on a run of gradient descent with momentum 0.9, half of them with noise of variance 0.01."""
+    """Starts uniform in height on a run of gradient descent with momentum, half of them with noise of variance 0.01."""
     run = jax.jit(lambda p: trajectory(loss_fn, p, batch, optax.sgd(rate, momentum=0.9), num_steps=num_steps))
     return sample_starts(key, *run(params), num_starts=num_starts, noise_variance=1e-2)[0]
 
@@ -47,7 +47,7 @@ def autoencoder_problem(size: int, width: int, num_samples: int, num_starts: int
     x = jax.random.normal(keys[0], (num_samples, size), jnp.float64) * scales
     batch = equivalent_samples(x - x.mean(0))
     params = AutoencoderWeights(_unit_rows(keys[1], (width, size)), _unit_rows(keys[2], (size, width)))
-    starts = starts_of(keys[3], autoencoder_loss, params, batch, num_starts=num_starts, rate=0.05, num_steps=500)
+    starts = starts_of(keys[3], autoencoder_loss, params, batch, num_starts=num_starts, rate=0.005, num_steps=3000)
     return batch, starts
 
 

@@ -69,7 +69,7 @@ class Classification(NamedTuple):
     """(c,) bool: F(tau) > threshold, of an uncertain one the lower end."""
     is_flatness_sensitive: jax.Array
     """bool: whether resolved cutoffs disagree on it."""
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]
     """(k,) int32: eigenvalues below -cutoff |H|_2; matrix-free at least so many; -1 where the status is a failure."""
     nullity: jax.Array
     """(k,) int32: eigenvalues within; -1 matrix-free (not known) and where the status is a failure."""

@@ -106,8 +106,10 @@ def count_signs(values: jax.Array, cutoffs: tuple[float, ...] | jax.Array, statu
     positive = jnp.sum(values > level, axis=1, dtype=jnp.int32)
     zero = values.shape[0] - negative - positive
     good = succeeded(status)
-    counts = (jnp.where(good, x, -1) for x in (negative, zero, positive))
-    return Inertia(*counts, wanted, norm, wanted >= rounding_level(values.shape[0], values.dtype), status)
+    negative, zero, positive = (jnp.where(good, x, -1) for x in (negative, zero, positive))
+    return Inertia(
+        negative, zero, positive, wanted, norm, wanted >= rounding_level(values.shape[0], values.dtype), status
+    )
 
 
 def rounding_level(size: int, dtype: Any) -> float:
@@ -160,11 +162,11 @@ def inertia_ldl(operator: LinearOperator, cutoff: float, *, norm: float | jax.Ar
         counts = (0, size, 0)
     else:
         shift = np.asarray(cutoff * length, matrix.dtype) * np.eye(size, dtype=matrix.dtype)
-        negative, below = _negative_pivots(matrix + shift), _negative_pivots(matrix - shift)
-        counts = (negative, below - negative, size - below)
-    arrays = (jnp.full(1, x, jnp.int32) for x in counts)
+        below, up_to = _negative_pivots(matrix + shift), _negative_pivots(matrix - shift)
+        counts = (below, up_to - below, size - up_to)
+    negative, zero, positive = (jnp.full(1, x, jnp.int32) for x in counts)
     cutoffs = jnp.full(1, cutoff, columns.dtype)
-    return Inertia(*arrays, cutoffs, jnp.asarray(length, columns.dtype), cutoffs >= level, status)
+    return Inertia(negative, zero, positive, cutoffs, jnp.asarray(length, columns.dtype), cutoffs >= level, status)
 
 
 def _spectral_norm(matrix: np.ndarray) -> float:

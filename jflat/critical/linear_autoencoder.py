@@ -59,7 +59,7 @@ class AutoencoderClasses(NamedTuple):
     """(C, k) bool: which eigenvectors are in Q."""
     loss: np.ndarray
     """(C,) float64."""
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]
     """(C,) int64: number of negative eigenvalues of the Hessian."""
     nullity: np.ndarray
     """(C,) int64: number of zero eigenvalues."""

@@ -27,14 +27,14 @@ PyTree = Any
 class NegativeDirections(NamedTuple):
     """Certified negative curvature; m the number of Lanczos steps."""
 
-    count: jax.Array
+    number: jax.Array
     """int32: at least so many eigenvalues lie below -cutoff |H|; -1 where the status is a failure."""
     values: jax.Array
     """(m,): Ritz values, ascending; those that count come first. Each is v^T H v of its direction, within `defect`."""
     residuals: jax.Array
     """(m,): |H v - theta v|: some eigenvalue is as close to theta."""
     directions: PyTree
-    """Orthonormal Ritz vectors: leaves (m, *leaf.shape); zero beyond `count`."""
+    """Orthonormal Ritz vectors: leaves (m, *leaf.shape); zero beyond `number`."""
     norm: jax.Array
     """(): the largest absolute Ritz value, a lower bound of |H|_2."""
     defect: jax.Array
@@ -58,7 +58,7 @@ def negative_directions_lanczos(
       cutoff: not negative, relative to the largest absolute Ritz value.
 
     Returns:
-      `NegativeDirections`. The count only grows with m from one start.
+      `NegativeDirections`. The number only grows with m from one start.
 
     Raises:
       ValueError: if an argument is out of range or of another structure.
@@ -75,7 +75,7 @@ def negative_directions_lanczos(
 
     >>> from jflat.core import from_matrix
     >>> operator = from_matrix(jnp.diag(jnp.array([-2.0, -1.0, 3.0])))
-    >>> int(negative_directions_lanczos(operator, jnp.ones(3), num_steps=3).count)
+    >>> int(negative_directions_lanczos(operator, jnp.ones(3), num_steps=3).number)
     2
     """
     check.require_number("negative_directions_lanczos", "cutoff", cutoff, 0.0)

@@ -76,8 +76,8 @@ def test_lanczos_bounds_the_index_of_the_saddle_and_slq_does_not_know_it(x64, sa
     for steps, low, high in ((10, 3, 5), (40, 13, 18)):
         found = LANCZOS(operator, jax.random.normal(key, (288,), jnp.float64), num_steps=steps, cutoff=1e-6)
         assert int(found.status) == Status.COMPLETED
-        assert low <= int(found.count) <= high
-        counts.append(int(found.count))
+        assert low <= int(found.number) <= high
+        counts.append(int(found.number))
         directions = np.asarray(found.directions)[: counts[-1]]
         np.testing.assert_allclose(directions @ directions.T, np.eye(counts[-1]), atol=1e-12)
         curvatures = np.linalg.eigvalsh(directions @ matrix @ directions.T)  # the certificate, without Lanczos
@@ -136,9 +136,9 @@ def test_multiplicities_are_what_the_lanczos_bound_misses(x64, key):
     spectrum = np.repeat([-3.0, -1.0, 1.0], [4, 4, 4])
     found = LANCZOS(from_matrix(make_matrix(spectrum)), jax.random.normal(key, (12,), jnp.float64), num_steps=6)
     assert int(found.status) == Status.INVARIANT_SUBSPACE
-    assert int(found.count) == 2  # of 8: one copy of each
+    assert int(found.number) == 2  # of 8: one copy of each
     complete = LANCZOS(from_matrix(make_matrix(np.linspace(-1, 1, 12))), jnp.ones(12), num_steps=12)
-    assert int(complete.count) == 6
+    assert int(complete.number) == 6
 
 
 def test_the_estimate_is_right_where_the_cutoff_is_resolved(x64, key):
@@ -166,7 +166,7 @@ def test_asymmetric_and_non_finite_operators_have_their_status(x64, key):
             assert int(result.status) == status
             assert set(np.asarray(result.negative)) == {-1}
         found = LANCZOS(operator, jnp.ones(12), num_steps=6)
-        assert (int(found.status), int(found.count)) == (status, -1)
+        assert (int(found.status), int(found.number)) == (status, -1)
         assert not np.any(found.directions)
         estimate = STOCHASTIC(operator, key, cutoff=0.1, num_steps=6, num_probes=4)
         assert int(estimate.status) == status
@@ -199,7 +199,7 @@ def test_on_trees():
     start = {"a": jnp.ones((2, 2)), "b": jnp.ones(1)}
     found = LANCZOS(flipped, start, num_steps=2)
     assert found.directions["a"].shape == (2, 2, 2)
-    assert int(found.count) == 1
+    assert int(found.number) == 1
 
 
 def test_bounds_of_a_measure_are_the_extremes_of_what_its_moments_allow(x64, key):

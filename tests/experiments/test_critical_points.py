@@ -1,0 +1,104 @@
+"""Critical points: the four experiments' smallest presets end to end, and their claims on planted arrays.
+Oracles: what was planted; statements that hold at any size (all points found are analytic, the saddle's spectrum)."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.critical_points import autoencoder, measuring, nonlinear, quartic, tolerance
+from jflat.report import load_run
+
+PICTURES = {
+    quartic: ("starts", "course"),
+    autoencoder: ("index_and_loss", "gradients"),
+    tolerance: ("by_tolerance", "by_cap"),
+    nonlinear: ("flatness", "r_and_f", "gradients", "saddle"),
+}
+
+
+def statuses(metrics):
+    return {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+
+
+@pytest.fixture(scope="module", params=list(PICTURES), ids=lambda module: module.__name__.rpartition(".")[2])
+def finished(request, tmp_path_factory):
+    """(module, folder of its finished smoke run)."""
+    module = request.param
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    shares = []
+    with jax.numpy_dtype_promotion("standard"):
+        module.run(module.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    return module, directory
+
+
+def test_smoke_run_leaves_every_promised_file_and_is_not_done_again(finished):
+    module, directory = finished
+    names = PICTURES[module]
+    summary = module.report(directory)
+    files = {path.name for path in directory.iterdir()}
+    assert files >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
+    assert files >= {f"{name}.{end}" for name in names for end in ("png", "svg")}
+    assert summary.page.read_text().count("data:image/png") == len(names)
+    for claim in summary.claims:
+        assert claim["claim"] in summary.table
+    again = []
+    module.run(module.PRESETS["smoke"], directory, lambda done, of, what: again.append(what))
+    assert again == ["already finished"]
+
+
+def test_smoke_run_says_what_is_proved(finished):
+    module, directory = finished
+    run = load_run(directory)
+    assert not run.metrics["failures"]
+    found = statuses(run.metrics)
+    holds = {
+        quartic: ("starts with x < −√2 that end at the critical point", "starts that end anywhere else"),
+        autoencoder: ("points found that are no analytic (loss, index) pair, to 1e-6",),
+        tolerance: (),
+        nonlinear: (
+            "saddle by the origin: λ_min / r",
+            "saddle by the origin: λ_max / r",
+            "its index at the absolute cutoff 1e-3",
+            "its index at 0.1 |H|",
+            "the origin: largest |λ − r| / r",
+        ),
+    }[module]
+    for claim in holds:
+        assert found[claim] == "holds", claim
+    if module is autoencoder:
+        assert run.metrics["methods"][0]["success"][0] > 0.4
+
+
+def test_claims_see_what_is_planted():
+    """Thirty of a hundred starts are sent elsewhere; successes fall; flagged points are flat after all."""
+    config = {"size": 16, "width": 4, "rtols": (1e-10, 5e-4), "max_inner": (128, 25), "success": 1e-10}
+
+    def runs(success, flagged, fraction):
+        return {
+            "squared_gradient_norm": np.where(np.arange(100) < success, 1e-20, 1e-3),
+            "flattest_residual": np.where(np.arange(100) < flagged, 0.95, 0.1),
+            "flattest/flatness": np.full((100, 3), fraction),
+            "inner_steps": np.full(100, 50),
+            "num_steps": np.full(100, 10),
+        }
+
+    def summarise(**more):
+        chosen = {"1e-10/128": runs(85, 0, 0.1), "0.0005/128": runs(52, 51, 0.1), "1e-10/25": runs(25, 0, 0.1)}
+        chosen |= {name.replace("_", "/"): value for name, value in more.items()}
+        arrays = {f"{where}/{name}": value for where, values in chosen.items() for name, value in values.items()}
+        return statuses(tolerance.summarise(config, arrays))
+
+    assert set(summarise().values()) == {"holds"}
+    lower = {name for name, status in summarise(**{"1e-10_128": runs(40, 0, 0.1)}).items() if status != "holds"}
+    assert lower == {"success, rtol 1e-10, 128 inner steps"}
+    flat = {name for name, status in summarise(**{"0.0005_128": runs(52, 51, 0.99)}).items() if status != "holds"}
+    assert flat == {"points with r > 0.9 that have F(1e-6) > 0.9, all runs"}
+
+
+def test_shares_have_the_binomial_error():
+    rate = measuring.share(np.arange(400) < 100)
+    assert rate.value == 0.25
+    assert rate.stderr == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.2)
+    assert measuring.share(np.zeros(50)).stderr == 0.01
