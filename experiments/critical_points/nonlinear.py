@@ -54,16 +54,16 @@ class Config:
     data: Literal["digits", "mnist"] = "digits"
     data_directory: str | None = None
     """Where the files are; default `$JFLAT_DATA/<data>`. Digits need none."""
-    num_images: int = 400
+    num_images: int = 200
     """Of the autoencoder; publication: 10,000."""
     autoencoder: tuple[int, ...] = (16, 8, 16, 16)
-    autoencoder_starts: tuple[int, ...] = (24, 8)
+    autoencoder_starts: tuple[int, ...] = (12, 4)
     """At the loose and at the tight tolerance."""
-    autoencoder_steps: tuple[int, ...] = (300, 40)
+    autoencoder_steps: tuple[int, ...] = (100, 25)
     memorisation: tuple[int, ...] = (32, 32, 4, 2)
     memorisation_samples: int = 50
-    memorisation_starts: tuple[int, ...] = (16, 4)
-    memorisation_steps: tuple[int, ...] = (200, 40)
+    memorisation_starts: tuple[int, ...] = (12, 4)
+    memorisation_steps: tuple[int, ...] = (100, 25)
     decay: float = 0.1
     """lambda of the mean square of the weights."""
     rtols: tuple[float, ...] = (5e-4, 1e-8)
