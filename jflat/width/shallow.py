@@ -15,9 +15,10 @@ d + do dimensions alone, which a cloud of weighted neurons approximates:
     "mc"              size              size^(-1/2)                                    independent draws
 
 The map from the initial neuron becomes steeper with time, as exp(eta t) does, and the errors with it; `shallow_limit`
-returns them with the values. Measured for tanh, xi = y = 1, eta = 0.2, after 12 steps: "gauss_hermite" about exp(-sqrt(size)),
-1.2e-5 at 80, 1.4e-6 at 120, 2.5e-7 at 160 nodes; "sobol" 2.6e-5, 1.3e-6 for 2^12, 2^16 neurons (four replicas); "mc"
-2e-3, 4e-4. With phi = identity the Gauss-Hermite rule is exact from size 2 on, as in `linear_limit_apply`.
+returns them with the values.
+Measured (tanh, xi = y = 1, eta = 0.2, after 12 steps): "gauss_hermite" about exp(-sqrt(size)): 1.2e-5, 1.4e-6, 2.5e-7
+at 80, 120, 160 nodes; four replicas of "sobol" 5e-5, 4e-6 with 2^12, 2^16 neurons; of "mc" 2e-3, 4e-4.
+With phi = identity the Gauss-Hermite rule is exact from size 2 on, as in `linear_limit_apply`.
 
 Differs from `tp_limit` with depth 1: no error of particles where d + do is small (2 to 4).
 """
