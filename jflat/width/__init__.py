@@ -21,6 +21,8 @@
   `shallow_limit_init`, `shallow_limit_step`, `shallow_limit_apply`, `shallow_limit_kernel` on a `ParticleState`
 - `tp_limit` -> `TPResult`: any depth, by the Tensor Program's particles, with and without the correction for W^T;
   `tp_limit_init`, `tp_limit_step`, `tp_limit_apply` on a `TPState`
+- `dual_kernels` -> `KernelPair`, `kernel_descent` -> `KernelDescent`: the kernel limits (GP, NTK) and training in them;
+  `kernel_machine_init`, `kernel_machine_apply`, `kernel_machine_step` -> `KernelMachine`: the learner that appends data
 """
 
 from jflat.width.cbow import (
@@ -48,6 +50,16 @@ from jflat.width.coordinates import (
 )
 from jflat.width.equivariance import assert_rotation_equivariant
 from jflat.width.initialiser import init_transform, multipliers, reparametrise
+from jflat.width.kernel_limit import (
+    KernelDescent,
+    KernelMachine,
+    KernelPair,
+    dual_kernels,
+    kernel_descent,
+    kernel_machine_apply,
+    kernel_machine_init,
+    kernel_machine_step,
+)
 from jflat.width.linear_limit import (
     LinearState,
     gaussian_embedding,
@@ -96,6 +108,9 @@ __all__ = [
     "CoordTable",
     "Exponents",
     "InfShape",
+    "KernelDescent",
+    "KernelMachine",
+    "KernelPair",
     "Linear",
     "LinearState",
     "ParticleState",
@@ -124,11 +139,16 @@ __all__ = [
     "classify",
     "clip_by_abc_norm",
     "coord_check",
+    "dual_kernels",
     "fit_slopes",
     "fold",
     "gaussian_embedding",
     "infer_infshapes",
     "init_transform",
+    "kernel_descent",
+    "kernel_machine_apply",
+    "kernel_machine_init",
+    "kernel_machine_step",
     "linear_limit_apply",
     "linear_limit_gram",
     "linear_limit_init",

@@ -16,7 +16,7 @@ The optimiser must fit the parametrisation's: for "sgd" anything linear in the g
 optimisers (Adafactor, Shampoo, Muon) have other exponents, and are not in this table.
 
 Exponents are those without multipliers (`fold`), unless `multipliers=True`; see `jflat.width.initialiser`.
-All parts are stateless except clipping's and the optimiser's own, take any extra arguments, pass masked leaves on, and
+All parts but the optimiser are stateless, take any extra arguments, pass masked leaves on, and
 leave every bit alone at the base width.
 """
 
@@ -140,10 +140,9 @@ def clip_by_abc_norm(
             updates,
         )
 
-    at_base = all(leaf.n_in == leaf.n_out == 1 for leaf in jax.tree.leaves(shapes))
-    return _stateless(
-        lambda updates, _: clip.update(updates, optax.EmptyState())[0] if at_base else clipped(updates, _)
-    )
+    if all(leaf.n_in == leaf.n_out == 1 for leaf in jax.tree.leaves(shapes)):
+        return _stateless(lambda updates, _: clip.update(updates, optax.EmptyState())[0])
+    return _stateless(clipped)
 
 
 def add_decayed_weights_abc(
@@ -159,7 +158,7 @@ def add_decayed_weights_abc(
 
     The place of `optax.add_decayed_weights` in a chain by hand:
 
-        optax.chain(optax.scale_by_adam(), add_decayed_weights_abc(wd, p, shapes), optax.scale(-lr), scale_by_abc(p, ...))
+        optax.chain(scale_by_adam(), add_decayed_weights_abc(wd, p, shapes), optax.scale(-lr), scale_by_abc(p, shapes))
 
     decays every weight by 1 - lr wd per step. (A plain one there decays hidden matrices by 1 - lr wd / m under muP.)
 

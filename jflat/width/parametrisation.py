@@ -147,7 +147,7 @@ def shift(p: ABC, theta: Any) -> ABC:
     check.require(len(thetas) == 3, "shift", "theta", "must be a number or three: input, hidden, output", theta)
     moves = [fraction("shift", "theta", value) for value in thetas]
     moved = [Exponents(e.a + t, e.b - t, e.c - p.rate_power * t) for e, t in zip(p.layers, moves, strict=True)]
-    return ABC(*moved, optimizer=p.optimizer)
+    return ABC(moved[0], moved[1], moved[2], p.optimizer)
 
 
 def fold(p: ABC) -> ABC:
