@@ -6,8 +6,8 @@ First-order MAML (FOMAML) takes the outer gradient at theta' as if theta' - thet
 isometries of the hidden layer, so on a `linear_limit_init` state this *is* the limit n -> infinity, and on a
 `sample_finite` state it is the finite network.
 
-The inner loop moves the input layer only within the span of the support: after any number of steps
-A' = A + P^T X_s with P (N_s, m), so it is computed on P, the readout and the bias. No task ever holds an A of its own: a task costs
+The inner loop moves the input layer only within the span of the support: after any number of steps A' = A + P^T X_s
+with P (N_s, m), so it is computed on P, the readout and the bias. No task ever holds an A of its own: a task costs
 (N_s + N_q) d m multiplications, shared by all tasks in one matrix product, plus 2 (N_s + N_q) N_s m a step, and memory
 (N_s + N_q + do) m instead of d m.
 

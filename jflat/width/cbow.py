@@ -1,0 +1,318 @@
+r"""Word2Vec at infinite width: CBOW with negative sampling, by sparse updates of rows.
+
+Inputs are one-hot, so the input layer is a table of context rows (V, m) and the output layer one of target rows (V, m).
+For a centre word w with context words c and K draws from the noise,
+
+    h = mean_c context[c],    f_t = <h, target[t]>,    L = softplus(-f_w) + sum_{t drawn, t != w} softplus(f_t)
+
+and one step takes the gradient of L + wd / 2 |row|^2 on the rows it touches: at most |c| + K + 1 of them. With
+
+    context = I_V,    target = 0    (V, V)
+
+this is the exact limit n -> infinity of the network with width n, context ~ (0, 1/n), target = 0, in muP: the columns
+V .. 2V that a random target layer would need stay zero and are not stored. A network of width n is the same code on a
+table (V, n) (`cbow_sample`).
+
+Cost: 6 (K + 1) m + 4 |c| m floating-point operations per centre word, and the memory traffic of reading and writing
+those rows once, which is what bounds it on a CPU. Memory 2 V m numbers: `jax.jit` with the state donated works in
+place.
+
+Reference: Mikolov et al., 1301.3781 and 1310.4546; Yang & Hu, 2011.14522, section 7 and their code. Differs from the C
+code in: a batch of centre words is one step of their summed gradients (a batch of one is the C code, up to repeated
+draws in one word, which there follow one another); random numbers; no race between threads. The gradient of the mean is
+exact (the first word2vec omits 1 / |c|). The kernel limits (GP, NTK) are not computed: their embeddings keep the Gram
+matrix I, in which no word is nearer to another than to any other, and analogies have accuracy 0.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jflat.core import check
+from jflat.width.linear_limit import LinearState
+
+__all__ = [
+    "CbowBatch",
+    "CbowState",
+    "analogies",
+    "cbow_batches",
+    "cbow_epoch",
+    "cbow_init",
+    "cbow_linear",
+    "cbow_sample",
+    "cbow_step",
+    "noise_table",
+]
+
+
+class CbowState(NamedTuple):
+    """The two tables. `context` holds the word embeddings."""
+
+    context: jax.Array
+    """(V, m): A^T of the linear network."""
+    target: jax.Array
+    """(V, m): B."""
+
+
+class CbowBatch(NamedTuple):
+    """Centre words with their contexts; leading axes of an epoch are steps."""
+
+    centre: jax.Array
+    """(..., N) int32; a negative one pads (no update)."""
+    context: jax.Array
+    """(..., N, C) int32; negative ones pad. A centre without context makes no update."""
+
+
+def cbow_init(vocabulary: int, *, sigma: float = 1.0, dtype: Any = None) -> CbowState:
+    """The limit at the start: context = sigma I, target = 0, both (V, V).
+
+    >>> cbow_init(2).context.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    check.require_integer("cbow_init", "vocabulary", vocabulary, 1)
+    check.require_number("cbow_init", "sigma", sigma, 0.0, exclusive=True)
+    eye = jnp.eye(vocabulary, dtype=dtype)
+    return CbowState(jnp.asarray(sigma, eye.dtype) * eye, jnp.zeros_like(eye))
+
+
+def cbow_sample(state: CbowState, key: jax.Array, n: int) -> CbowState:
+    """The same words at width n: both tables times Omega^T / sqrt(n), Omega (n, m) with entries N(0, 1).
+
+    Of `cbow_init` it is the muP initialisation N(0, sigma^2 / n); of a trained limit, a network of width n that has it.
+
+    >>> cbow_sample(cbow_init(3), jax.random.key(0), 8).context.shape
+    (3, 8)
+    """
+    check.require_integer("cbow_sample", "n", n, 1)
+    context, target = state
+    omega = jax.random.normal(key, (context.shape[1], n), context.dtype) / math.sqrt(n)
+    return CbowState(*(jnp.matmul(a, omega, precision=jax.lax.Precision.HIGHEST) for a in (context, target)))
+
+
+def cbow_linear(state: CbowState) -> LinearState:
+    """The same network as a `LinearState`, whose inputs are averages of one-hot words: f = linear_limit_apply(., x).
+
+    >>> cbow_linear(cbow_init(3)).readout.shape
+    (3, 3)
+    """
+    return LinearState(state.context.T, state.target)
+
+
+def noise_table(counts: jax.Array, *, power: float = 0.75) -> jax.Array:
+    """The cumulated distribution of the noise, p_w = counts_w^power / sum: (V,), for draws by bisection.
+
+    >>> noise_table(jnp.array([16.0, 1.0]))
+    Array([0.8888889, 1.       ], dtype=float32)
+    """
+    counts = jnp.asarray(counts)
+    check.require(counts.ndim == 1 and counts.size > 0, "noise_table", "counts", "must have shape (V,)", counts.shape)
+    check.require_number("noise_table", "power", power)
+    total = jnp.cumsum(counts.astype(jnp.zeros(()).dtype) ** power)
+    return total / total[-1]
+
+
+def cbow_step(
+    state: CbowState,
+    batch: CbowBatch,
+    draws: jax.Array,
+    *,
+    lr: float | jax.Array,
+    weight_decay: float | jax.Array = 0.0,
+) -> CbowState:
+    """One step on N centre words: rows touched, and no others, are read and written.
+
+    Args:
+      state: tables (V, m).
+      batch: N centre words.
+      draws: (N, K) int32 noise words; those equal to the centre are skipped.
+      lr: step size of the sum over the batch.
+      weight_decay: of each row, each time that it is touched.
+
+    Returns:
+      The new `CbowState`.
+
+    Raises:
+      ValueError: if shapes do not fit.
+
+    Example: the target row moves by lr (1 - sigmoid(0)) h, the context row by the target row, which was 0.
+
+    >>> batch = CbowBatch(jnp.array([0]), jnp.array([[1]]))
+    >>> cbow_step(cbow_init(2), batch, jnp.zeros((1, 0), jnp.int32), lr=0.1).target.tolist()
+    [[0.0, 0.05...], [0.0, 0.0]]
+    """
+    where = "cbow_step"
+    num_centres = batch.centre.shape[0] if batch.centre.ndim == 1 else -1
+    fits = batch.context.ndim == 2 and batch.context.shape[0] == num_centres
+    rule = "must have centre (N,) and context (N, C)"
+    check.require(fits, where, "batch", rule, f"{batch.centre.shape} and {batch.context.shape}")
+    fits = draws.ndim == 2 and draws.shape[0] == num_centres
+    check.require(fits, where, "draws", f"must have shape ({num_centres}, K)", draws.shape)
+    context, target = state
+    dtype = context.dtype
+    lr, decay = (jnp.asarray(value, dtype) for value in (lr, weight_decay))
+
+    in_context = batch.context >= 0
+    count = jnp.sum(in_context, 1)
+    is_word = (batch.centre >= 0) & (count > 0)
+    weight = in_context.astype(dtype) / jnp.maximum(count, 1).astype(dtype)[:, None]
+    words = jnp.concatenate([batch.centre[:, None], draws], axis=1)
+    is_target = is_word[:, None] & jnp.concatenate(
+        [jnp.ones((num_centres, 1), bool), draws != batch.centre[:, None]], axis=1
+    )
+    sources, sinks = jnp.maximum(batch.context, 0), jnp.maximum(words, 0)
+    label = jnp.zeros(words.shape, dtype).at[:, 0].set(1)
+
+    old_context, old_target = context[sources], target[sinks]
+    h = jnp.einsum("nc,ncm->nm", weight, old_context, precision=jax.lax.Precision.HIGHEST)
+    f = jnp.einsum("nm,nkm->nk", h, old_target, precision=jax.lax.Precision.HIGHEST)
+    g = jnp.where(is_target, lr * (label - jax.nn.sigmoid(f)), 0)
+    pull = jnp.einsum("nk,nkm->nm", g, old_target, precision=jax.lax.Precision.HIGHEST)
+    fade_target = jnp.where(is_target, lr * decay, 0)[..., None]
+    fade_context = jnp.where(in_context & is_word[:, None], lr * decay, 0)[..., None]
+    change_target = g[..., None] * h[:, None] - fade_target * old_target
+    change_context = weight[..., None] * pull[:, None] - fade_context * old_context
+    change_context = jnp.where(is_word[:, None, None], change_context, 0)
+    return CbowState(context.at[sources].add(change_context), target.at[sinks].add(change_target))
+
+
+def cbow_epoch(
+    state: CbowState,
+    key: jax.Array,
+    batches: CbowBatch,
+    noise: jax.Array,
+    *,
+    lr: float | jax.Array,
+    negatives: int = 25,
+    weight_decay: float | jax.Array = 0.0,
+) -> CbowState:
+    """`cbow_step` over the batches of an epoch, in one scan, with its draws of noise words.
+
+    Args:
+      state: tables (V, m). Under `jax.jit(cbow_epoch, donate_argnums=0, static_argnames="negatives")` they are updated
+        in place: an epoch needs no memory beyond them and the examples.
+      key: of the draws.
+      batches: (steps, N) centres and (steps, N, C) contexts. On a CPU N = 1 is both the C code and the fastest.
+      noise: (V,) from `noise_table`.
+      lr: step size, or (steps,) of them, such as one that decays linearly.
+      negatives: K draws for each centre word, static, not negative.
+      weight_decay: of each row, each time that it is touched.
+
+    Returns:
+      The new `CbowState`.
+
+    Raises:
+      ValueError: if shapes do not fit or a number is out of range.
+
+    >>> batches = CbowBatch(jnp.array([[0], [0]]), jnp.array([[[1]], [[1]]]))
+    >>> noise = noise_table(jnp.ones(2))
+    >>> cbow_epoch(cbow_init(2), jax.random.key(0), batches, noise, lr=0.1, negatives=0).target.tolist()
+    [[0.0, 0.0987...], [0.0, 0.0]]
+    """
+    where = "cbow_epoch"
+    check.require_integer(where, "negatives", negatives, 0)
+    vocabulary = state.context.shape[0]
+    check.require(noise.shape == (vocabulary,), where, "noise", f"must have shape ({vocabulary},)", noise.shape)
+    check.require(batches.centre.ndim == 2, where, "batches.centre", "must have shape (steps, N)", batches.centre.shape)
+    num_steps = batches.centre.shape[0]
+    lrs = jnp.broadcast_to(jnp.asarray(lr, state.context.dtype), (num_steps,))
+    uniform = jax.random.uniform(key, (*batches.centre.shape, negatives), noise.dtype)
+    draws = jnp.minimum(jnp.searchsorted(noise, uniform, side="right"), vocabulary - 1).astype(jnp.int32)
+
+    def step(state: CbowState, row: tuple) -> tuple[CbowState, None]:
+        batch, words, rate = row
+        return cbow_step(state, batch, words, lr=rate, weight_decay=weight_decay), None
+
+    return jax.lax.scan(step, state, (batches, draws, lrs))[0]
+
+
+def cbow_batches(
+    key: jax.Array,
+    tokens: jax.Array,
+    *,
+    window: int,
+    batch_size: int = 1,
+    counts: jax.Array | None = None,
+    sample: float = 0.0,
+) -> CbowBatch:
+    """Centres and contexts of a text: windows of random width, frequent words thinned out.
+
+    Args:
+      key: of the thinning and of the widths.
+      tokens: (T,) int32, words in [0, V); negative ones (not in the vocabulary) are left out before windows are made.
+      window: the half width is uniform in 1 .. window for each centre.
+      batch_size: N, static.
+      counts: (V,) of the words, for the thinning.
+      sample: s, the threshold: a word of relative frequency f is kept with probability min(1, (sqrt(f / s) + 1) s / f);
+        0 keeps all.
+
+    Returns:
+      A `CbowBatch` of floor(T / N) steps in the order of the text, contexts (steps, N, 2 window); what was left out
+      stands at the end as padding.
+
+    Raises:
+      ValueError: if a number is out of range, or `counts` is missing.
+
+    >>> cbow_batches(jax.random.key(0), jnp.arange(3), window=1).context.tolist()
+    [[[-1, 1]], [[0, 2]], [[1, -1]]]
+    """
+    where = "cbow_batches"
+    check.require(tokens.ndim == 1 and tokens.size > 0, where, "tokens", "must have shape (T,)", tokens.shape)
+    check.require_integer(where, "window", window, 1)
+    check.require_integer(where, "batch_size", batch_size, 1, tokens.shape[0])
+    check.require_number(where, "sample", sample, 0.0)
+    check.require(sample == 0 or counts is not None, where, "counts", "must be given for sample > 0", counts)
+    thinning, widths = jax.random.split(key)
+    kept = tokens >= 0
+    if counts is not None and sample > 0:
+        frequency = counts.astype(jnp.zeros(()).dtype)
+        frequency = frequency / jnp.sum(frequency)
+        ratio = sample / jnp.maximum(frequency[jnp.maximum(tokens, 0)], 1e-30)
+        kept &= jax.random.uniform(thinning, tokens.shape) < jnp.sqrt(ratio) + ratio
+    order = jnp.argsort(~kept, stable=True)
+    centre = jnp.where(kept[order], tokens[order], -1).astype(jnp.int32)
+    half = jax.random.randint(widths, tokens.shape, 1, window + 1)
+    offsets = jnp.concatenate([jnp.arange(-window, 0), jnp.arange(1, window + 1)])
+    padded = jnp.pad(centre, window, constant_values=-1)
+    context = padded[jnp.arange(tokens.shape[0])[:, None] + offsets + window]
+    context = jnp.where(jnp.abs(offsets) <= half[:, None], context, -1)
+    num_steps = tokens.shape[0] // batch_size
+    used = num_steps * batch_size
+    shape = (num_steps, batch_size)
+    return CbowBatch(centre[:used].reshape(shape), context[:used].reshape(*shape, -1))
+
+
+def analogies(embeddings: jax.Array, questions: jax.Array) -> jax.Array:
+    """Whether d is the word nearest to b - a + c in angle, for each question a : b = c : d, over the whole vocabulary.
+
+    Args:
+      embeddings: (V, m) rows, normalised here.
+      questions: (Q, 4) words; a, b and c are not candidates.
+
+    Returns:
+      (Q,) bool: d has a larger cosine than every other candidate. A tie is no answer, so embeddings that know nothing
+      (the identity, the limit in the kernel regime) score 0.
+
+    Raises:
+      ValueError: if shapes do not fit.
+
+    Cost: 2 Q V m operations and Q V numbers of memory; `jax.lax.map` with a batch size over questions for less.
+
+    >>> rows = jnp.array([[1.0, 0], [1, 1], [2, 0], [2, 2.1], [0, -1]])
+    >>> analogies(rows, jnp.array([[0, 1, 2, 3], [0, 1, 2, 4]]))
+    Array([ True, False], dtype=bool)
+    """
+    where = "analogies"
+    check.require(embeddings.ndim == 2, where, "embeddings", "must have shape (V, m)", embeddings.shape)
+    fits = questions.ndim == 2 and questions.shape[1] == 4
+    check.require(fits, where, "questions", "must have shape (Q, 4)", questions.shape)
+    size = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+    rows = jnp.where(size > 0, embeddings / jnp.where(size > 0, size, 1), 0)
+    a, b, c, d = questions.T
+    scores = jnp.matmul(rows[b] - rows[a] + rows[c], rows.T, precision=jax.lax.Precision.HIGHEST)
+    index = jnp.arange(questions.shape[0])
+    own = scores[index, d]
+    rivals = scores.at[index[:, None], questions].set(-jnp.inf)
+    is_candidate = (d != a) & (d != b) & (d != c)
+    return is_candidate & (own > jnp.max(rivals, axis=1))
