@@ -68,7 +68,7 @@ class ShallowResult(NamedTuple):
     outputs: jax.Array
     """f_t(X) (T + 1, P, do)."""
     outputs_error: jax.Array
-    """Its error, same shape: the difference to the coarser rule ("gauss_hermite"), or a standard error."""
+    """Its error, of the same shape: the largest difference so far to the coarser rule, or a standard error."""
     test_outputs: jax.Array
     """f_t(X_test) (T + 1, P_test, do)."""
     test_outputs_error: jax.Array
@@ -132,6 +132,7 @@ def shallow_limit_init(
     is_exact = quadrature == "gauss_hermite"
     rule = "must be None for gauss_hermite, which is deterministic" if is_exact else f"must be given for {quadrature}"
     check.require((key is None) == is_exact, where, "key", rule, key)
+    drawn: Any = key
     dtype = jnp.zeros((), float if dtype is None else dtype).dtype
     check.require(jnp.issubdtype(dtype, jnp.floating), where, "dtype", "must be a floating-point type", dtype)
     dims = d + do
@@ -148,15 +149,15 @@ def shallow_limit_init(
     else:
         if quadrature == "sobol":
             check.require(size & (size - 1) == 0, where, "size", "must be a power of two for sobol", size)
-            shift = jax.random.bits(key, (dims,), jnp.uint32) >> 2
+            shift = jax.random.bits(drawn, (dims,), jnp.uint32) >> 2
             kept = 30 if dtype == jnp.float64 else 22
             bits = (jnp.asarray(_sobol_bits(dims, size)) ^ shift) >> (30 - kept)
             points = jax.scipy.special.ndtri((bits.astype(dtype) + 0.5) / 2**kept)
         else:
-            points = jax.random.normal(key, (size, dims), dtype)
+            points = jax.random.normal(drawn, (size, dims), dtype)
         logw = jnp.full(size, -np.log(size), dtype)
-    scaled = [tree.scale(sigma, part) for sigma, part in ((sigma_u, points[:, :d]), (sigma_v, points[:, d:]))]
-    return ParticleState(*scaled, logw, jnp.int32(Status.COMPLETED))
+    U, V = tree.scale(sigma_u, points[:, :d]), tree.scale(sigma_v, points[:, d:])
+    return ParticleState(U, V, logw, jnp.int32(Status.COMPLETED))
 
 
 def _require_inputs(where: str, name: str, x: Any, state: ParticleState) -> None:
@@ -282,7 +283,7 @@ def shallow_limit(
       ValueError: if shapes do not fit or a number is out of range.
 
     Accuracy: a standard error is itself uncertain by 1 / sqrt(2 (replicas - 1)); a bias of order 1 / size ("mc") is not
-    in it. The error of "gauss_hermite" is that of the coarser rule, an upper bound where the rule converges.
+    in it. The error of "gauss_hermite" is that of the coarser rule, and so an upper bound where the rule converges.
 
     Cost: T + 1 steps; two runs ("gauss_hermite") or `replicas`, one after the other.
 
@@ -333,12 +334,13 @@ def shallow_limit(
     if quadrature == "gauss_hermite":
         values, status = run(size, None)
         coarse, other = run(max(1, 3 * size // 4), None)
-        errors = [jnp.abs(fine - rough) for fine, rough in zip(values, coarse, strict=True)]
-        statuses = jnp.stack([status, other])
+        pairs = [(f, jax.lax.cummax(jnp.abs(f - rough))) for f, rough in zip(values, coarse, strict=True)]
+        status = jnp.maximum(status, other)
     else:
         check.require(key is not None, where, "key", f"must be given for {quadrature}", key)
-        several, statuses = jax.lax.map(lambda k: run(size, k), jax.random.split(key, replicas))
-        values = tuple(jnp.mean(v, axis=0) for v in several)
-        errors = [jnp.std(v, axis=0, ddof=1) / replicas**0.5 for v in several]
-    pairs = [part for pair in zip(values, errors, strict=True) for part in pair]
-    return ShallowResult(*pairs, jnp.max(statuses))
+        keys: Any = key
+        values, statuses = jax.lax.map(lambda k: run(size, k), jax.random.split(keys, replicas))
+        pairs = [(jnp.mean(v, axis=0), jnp.std(v, axis=0, ddof=1) / replicas**0.5) for v in values]
+        status = jnp.max(statuses)
+    outputs, tested, kernels = pairs
+    return ShallowResult(*outputs, *tested, *kernels, status=status)

@@ -72,7 +72,7 @@ class TPState(NamedTuple):
     """W^2, ..., W^L."""
     readout: jax.Array
     """n V (M, do)."""
-    count: jax.Array
+    used: jax.Array
     """int32: columns in use, the number of samples of all steps so far."""
     status: jax.Array
     """int32: COMPLETED; MAX_STEPS (a step did not fit into the capacity) or NON_FINITE (a step diverged): that step and
@@ -243,7 +243,7 @@ def _update(
     hidden = []
     for h, act, layer in zip(pre[:0:-1], acts[-2::-1], state.hidden[::-1], strict=True):
         dh = jax.jvp(phi, (h,), (dx,))[1]
-        layer = layer._replace(above=_extend(layer.above, dh, state.count))
+        layer = layer._replace(above=_extend(layer.above, dh, state.used))
         dx = _descend(layer, dh, zdot)
         change = _multiply(_mean_inner(layer.above, dh) * size, _mean_inner(layer.below, act).T)
         hidden.append(layer._replace(update=layer.update - lr * change))
@@ -252,7 +252,7 @@ def _update(
         first=state.first - lr * _multiply(dh * size, x),
         hidden=tuple(hidden[::-1]),
         readout=state.readout - lr * _multiply(acts[-1], chi),
-        count=state.count + x.shape[0],
+        used=state.used + x.shape[0],
     )
 
 
@@ -274,7 +274,7 @@ def _require_inputs(where: str, name: str, x: Any, d: int, dtype: Any) -> None:
 def _fits(state: TPState, num: int) -> jax.Array:
     if not state.hidden:
         return jnp.bool_(True)
-    return state.count + num <= state.hidden[0].below.shape[1]
+    return state.used + num <= state.hidden[0].below.shape[1]
 
 
 def tp_limit_step(
@@ -317,7 +317,7 @@ def tp_limit_step(
     where = "tp_limit_step"
     _require_inputs(where, "xb", xb, state.first.shape[1], state.first.dtype)
     check.require_number(where, "lr", lr)
-    met, pre, acts, outputs = _forward(state, xb, phi, zdot, state.count)
+    met, pre, acts, outputs = _forward(state, xb, phi, zdot, state.used)
     chi = loss_grad(outputs, yb)
     check.require(chi.shape == outputs.shape, where, "loss_grad", f"must return shape {outputs.shape}", chi.shape)
     new = _update(met, xb, pre, acts, chi, phi, tree.cast_like(lr, xb), zdot)
@@ -340,7 +340,7 @@ def tp_limit_apply(state: TPState, x: jax.Array, *, phi: Activation, zdot: bool 
       ValueError: if shapes or dtypes do not fit.
     """
     _require_inputs("tp_limit_apply", "x", x, state.first.shape[1], state.first.dtype)
-    outputs = _forward(state, x, phi, zdot, state.count)[3]
+    outputs = _forward(state, x, phi, zdot, state.used)[3]
     return jnp.where(_fits(state, x.shape[0]), outputs, jnp.nan)
 
 
@@ -432,11 +432,11 @@ def tp_limit(
         )
 
         def step(state: TPState, rate: jax.Array) -> tuple[TPState, tuple]:
-            met, pre, acts, outputs = _forward(state, X, phi, zdot, state.count)
+            met, pre, acts, outputs = _forward(state, X, phi, zdot, state.used)
             kernels = jnp.stack([_mean_inner(act, act) for act in acts])
             test = jnp.zeros((0, do), X.dtype)
             if X_test is not None:
-                test = _forward(met, X_test, phi, zdot, state.count + num)[3]
+                test = _forward(met, X_test, phi, zdot, state.used + num)[3]
             new = _update(met, X, pre, acts, loss_grad(outputs, Y), phi, rate, zdot)
             values = (outputs, test, kernels)
             values = jax.tree.map(lambda v: jnp.where(state.status == Status.COMPLETED, v, jnp.nan), values)
@@ -446,7 +446,5 @@ def tp_limit(
         return values, end.status
 
     values, statuses = jax.lax.map(run, jax.random.split(key, replicas))
-    means = [jnp.mean(v, axis=0) for v in values]
-    errors = [jnp.std(v, axis=0, ddof=1) / replicas**0.5 for v in values]
-    pairs = [part for pair in zip(means, errors, strict=True) for part in pair]
-    return TPResult(*pairs, jnp.max(statuses))
+    outputs, test, kernels = ((jnp.mean(v, axis=0), jnp.std(v, axis=0, ddof=1) / replicas**0.5) for v in values)
+    return TPResult(*outputs, *test, *kernels, status=jnp.max(statuses))
