@@ -47,6 +47,7 @@ def _students(arrays: Arrays) -> dict[tuple[int, int], dict[str, Any]]:
             "high": float(high[0]),
             "number": number,
             "unconverged": 1 - settled.mean(),
+            "open": np.mean(~settled & (arrays[key] > 1e-3)),
             "losses": arrays[key][spurious],
             "least": arrays[f"{folder}/min_eigenvalue"],
         }
@@ -68,6 +69,7 @@ def _minimum_claims(arrays: Arrays) -> list[Claim]:
     exits = [float(row["plateau_eigenvalue"][-1]) for row in minima.values()]
     spread = max(float(np.ptp(row["plateau_loss"])) for row in minima.values())
     ends = [float(row["descent"][-1]) for row in minima.values()]
+    monotone = all((np.diff(row["descent"]) <= 0).all() for row in minima.values())
     return [
         _exact(
             "D1: certified local minima of loss 1/2, nullity 2N − 1",
@@ -79,7 +81,12 @@ def _minimum_claims(arrays: Arrays) -> list[Claim]:
         _exact("D1: what the wide ones reach from random starts", max(reached) < 0.05, f"{max(reached):.1e}", "≈ 0"),
         _exact("D2: loss on the plateau varies by", spread < 1e-14, f"{spread:.0e}", "4e-16"),
         _exact("D2: least eigenvalue at the exits", max(exits) < -1e-4, f"{min(exits):.3g} to {max(exits):.3g}", "< 0"),
-        _exact("D2: loss after the exit", max(ends) < 0.5, f"{min(ends):.2g} to {max(ends):.2g}", "< 1/2"),
+        _exact(
+            "D2: loss after the exit, never rising",
+            monotone and max(ends) < 0.49,
+            f"{min(ends):.2g} to {max(ends):.2g}",
+            "< 1/2",
+        ),
     ]
 
 
@@ -89,7 +96,7 @@ def _remedy_claims(arrays: Arrays) -> list[Claim]:
     late = float(arrays["factor/open.excess"][-1] * 4 * arrays["factor/times"][-1])
     growth = float(arrays["factor/open.exponent"][-1]), float(arrays["factor/closed.exponent"][-1])
     slope = float(arrays["factor/closed.gradient_norm"][-1])
-    lines = [float(arrays[f"duplicate/{name}.gradient_norm"].max()) for name in ("first", "second")]
+    lines = [float(arrays[f"duplicate/{name}.gradient_norm"].max()) for name in ("positive", "negative", "indefinite")]
     traps, bounds = arrays["relu/loss"], arrays["relu/bound"]
     best = arrays["relu/fitted"].min(axis=1)
     peak, straight = arrays["wide/constructed"].max(), arrays["wide/straight"].max(axis=1)
@@ -141,7 +148,7 @@ def _student_claims(arrays: Arrays) -> list[Claim]:
         if row is not None:
             share, number = float(row["share"]), row["number"]
             ours = Measured(share, max(math.sqrt(share * (1 - share) / number), 0.5 / number))
-            status = "undecided" if row["unconverged"] > 0.1 else agrees(ours, published)
+            status = "undecided" if row["open"] > 0.06 else agrees(ours, published)
             theirs = "0" if size == 5 else "0.33 ± 0.03"
             claims.append(Claim(f"D8: spurious fraction, k = {size}", format_measured(*ours), theirs, status))
     least = [x for row in rows.values() for x in row["least"]]
@@ -152,8 +159,8 @@ def _student_claims(arrays: Arrays) -> list[Claim]:
         )
     more = [(m, k) for m, k in rows if k > m]
     if more:
-        pairs = [(rows[m, m]["share"], rows[m, k]["share"]) for m, k in more if (m, m) in rows]
-        text = "; ".join(f"{a:.2f} → {b:.2f}" for a, b in pairs)
+        pairs = [(rows[m, m]["share"], rows[m, k]["share"] + rows[m, k]["open"]) for m, k in more if (m, m) in rows]
+        text = "; ".join(f"{a:.2f} → ≤ {b:.2f}" for a, b in pairs)
         claims.append(
             _exact("D8: one student more: fraction falls", [b < a / 2 for a, b in pairs], text, "removes most")
         )
@@ -161,19 +168,15 @@ def _student_claims(arrays: Arrays) -> list[Claim]:
 
 
 def _ticket_claims(arrays: Arrays) -> list[Claim]:
-    barrier, steps = arrays["tickets/barrier"], arrays["tickets/rewind_steps"]
-    last = measured(barrier[-1, 0])
+    barrier, steps = arrays["tickets/loss_barrier"], arrays["tickets/rewind_steps"]
+    first, last = (measured(barrier[i, 0]) for i in (0, -1))
     sparse, random = (measured(arrays[f"tickets/{name}"][-1, -1]) for name in ("error", "random_error"))
     gap = measured(arrays["tickets/random_error"][-1, -1] - arrays["tickets/error"][-1, -1])
     share = float(arrays["tickets/density"][-1])
     return [
-        Claim.bounded(f"D10: barrier of the error, children of step {steps[-1]}", last, "≈ 0 (< 0.01)", -0.01, 0.01),
+        Claim.bounded(f"D10: barrier (nats), children of step {steps[-1]}", last, "≈ 0 (< 0.02)", -0.02, 0.02),
         Claim.bounded(
-            f"D10: the same, of step {steps[0]}, less that",
-            measured(barrier[0, 0] - barrier[-1, 0]),
-            "> 0",
-            0.0,
-            np.inf,
+            f"D10: barrier (nats), children of step {steps[0]}", first, "≈ 0 for small networks (< 0.02)", -0.02, 0.02
         ),
         Claim.bounded(
             f"D10: error of random masks − magnitude masks, {share:.1%} left ({random.value:.3f} − {sparse.value:.3f})",
@@ -189,7 +192,11 @@ def summarise(arrays: Arrays) -> dict[str, Any]:
     """Claims, failures and the fractions of spurious minima."""
     claims = [*_minimum_claims(arrays), *_remedy_claims(arrays), *_student_claims(arrays), *_ticket_claims(arrays)]
     rows = [
-        {"teachers": m, "students": k, **{name: float(row[name]) for name in ("share", "low", "high", "unconverged")}}
+        {
+            "teachers": m,
+            "students": k,
+            **{name: float(row[name]) for name in ("share", "low", "high", "unconverged", "open")},
+        }
         for (m, k), row in _students(arrays).items()
     ]
     return {
@@ -336,11 +343,10 @@ def _remedy_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
         height=2.2,
     )
     gammas = arrays["duplicate/gammas"]
-    lines = {}
-    for name, label in (("first", "data set 1"), ("second", "data set 2")):
-        low, high = arrays[f"duplicate/{name}.separation"]
-        sign = "positive" if low > 0 else "negative" if high < 0 else "indefinite"
-        lines[f"{label}: B {sign}"] = _plain(gammas, arrays[f"duplicate/{name}.min_eigenvalue"])
+    lines = {
+        f"B {name}": _plain(gammas, arrays[f"duplicate/{name}.min_eigenvalue"])
+        for name in ("positive", "negative", "indefinite")
+    }
     duplicated = draw_panels(
         [
             Panel(
@@ -369,8 +375,8 @@ def _remedy_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
         ),
         "duplicated_neuron": (
             duplicated,
-            "Every point is critical, with the same loss. Zero (the kernel) is the least eigenvalue where the line is "
-            "of local minima; negative means saddles.",
+            "One unit at a strict minimum, doubled: every point is critical, of one loss. Zero (the kernel) is the "
+            "least eigenvalue where the line is of local minima; negative means saddles.",
         ),
     }
 
@@ -392,6 +398,7 @@ def _more_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tuple[
             )
         ],
         xlabel="width N",
+        log_x=False,
         height=3.4,
     )
     t = arrays["wide/times"]
@@ -435,8 +442,11 @@ def _student_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tup
         chosen = {m: row for (m, k), row in rows.items() if k - m == extra}
         if chosen:
             x = np.array(list(chosen))
-            p, low, high = (np.array([row[name] for row in chosen.values()]) for name in ("share", "low", "high"))
-            series[label] = Series((x, p), (x, p, np.stack([np.maximum(p - low, 0), np.maximum(high - p, 0)])))
+            names = "share", "low", "high", "open"
+            p, low, high, unsettled = (np.array([row[name] for row in chosen.values()]) for name in names)
+            series[label] = Series(
+                (x, p), (x, p, np.stack([np.maximum(p - low, 0), np.maximum(high - p, 0) + unsettled]))
+            )
     largest = max(m for m, _ in rows)
     known = {m: p for m, p in PUBLISHED.items() if m <= largest}
     series["another code"] = Series(points=(list(known), list(known.values()), np.full(len(known), np.nan)))
@@ -455,7 +465,7 @@ def _student_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tup
         "students": (
             fractions,
             f"D8. Gradient descent on the Gaussian loss, {config['num_starts']} starts, bars of one standard "
-            "error (Wilson).",
+            "error (Wilson), and upward the runs that had not converged and may yet end in a spurious minimum.",
         )
     }
     if losses:
@@ -478,12 +488,12 @@ def _ticket_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
         return Series((density, y), (density, y, [cell.stderr or math.nan for cell in cells]))
 
     errors = {f"k = {k}": over(arrays["tickets/error"][i]) for i, k in enumerate(steps)}
-    barriers = {f"k = {k}": over(arrays["tickets/barrier"][i]) for i, k in enumerate(steps)}
+    barriers = {f"k = {k}": over(arrays["tickets/loss_barrier"][i]) for i, k in enumerate(steps)}
     errors[f"k = {steps[-1]}, random masks"] = over(arrays["tickets/random_error"][-1])
     figure = draw_panels(
         [
             Panel("tickets", "test error", errors, lowest=0.0),
-            Panel("instability", "barrier of the test error", barriers),
+            Panel("instability", "barrier of the test loss (nats)", barriers),
         ],
         xlabel="weights left",
         height=3.0,
@@ -491,7 +501,7 @@ def _ticket_figures(config: Mapping[str, Any], arrays: Arrays) -> dict[str, tupl
     caption = (
         f"D10. Multilayer perceptron {config['hidden']} on digits, pruned by magnitude and rewound to step k of "
         f"{config['ticket_steps']}, mean over {config['ticket_seeds']} seeds ± one standard error. Below: the largest "
-        "error on the line between two children of step k that differ in the order of the data, above the worse child."
+        "loss on the line between two children of step k that differ in the order of the data, above the worse child."
     )
     return {"tickets": (figure, caption)}
 
@@ -524,11 +534,28 @@ def _tables(arrays: Arrays) -> list[Table]:
     ]
     tables = [Table(header, rows, "D1 and D2: certificates of bad local minima, and the best fit from random starts.")]
     rows = [
-        [m, k, f"{row['share']:.3f}", f"{row['unconverged']:.3f}", PUBLISHED.get(m) if m == k else None, row["number"]]
+        [
+            m,
+            k,
+            *(f"{row[name]:.3f}" for name in ("share", "open", "unconverged")),
+            PUBLISHED.get(m) if m == k else None,
+            row["number"],
+        ]
         for (m, k), row in _students(arrays).items()
     ]
-    header = ["teachers", "students", "spurious", "not converged", "another code", "starts"]
-    return [*tables, Table(header, rows, "D8: where gradient descent ends.")]
+    header = ["teachers", "students", "spurious", "open", "not converged", "another code", "starts"]
+    return [
+        *tables,
+        Table(
+            header,
+            rows,
+            (
+                "D8: where gradient descent ends, by fractions of the starts. Open: not converged (gradient above "
+                "1e-6) at a loss above 1e-3; not converged: open, or creeping to loss 0 in the valleys of a student "
+                "with more units."
+            ),
+        ),
+    ]
 
 
 def draw(directory: pathlib.Path, claim: str) -> Summary:

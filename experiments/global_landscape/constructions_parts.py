@@ -38,15 +38,28 @@ def cloud(seed: int, count: int, dimension: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def descend(loss_fn: Callable, params: Any, batch: Any, num_steps: int, learning_rate: float) -> tuple[Any, jax.Array]:
-    """Gradient descent: where it ends, and the losses (num_steps + 1,)."""
+def descend(loss_fn: Callable, params: Any, batch: Any, num_steps: int, rate: float) -> tuple[Any, jax.Array]:
+    """Gradient descent whose steps are taken only where they lower the loss (the rate then grows by 1.1, else halves).
 
-    def step(params: Any, _: None) -> tuple[Any, jax.Array]:
-        value, slopes = jax.value_and_grad(loss_fn)(params, batch)
-        return jax.tree.map(lambda p, g: p - learning_rate * g, params, slopes), value
+    Returns:
+      where it ends, and the losses (num_steps + 1,), which never rise.
+    """
 
-    params, losses = jax.lax.scan(step, params, None, length=num_steps)
-    return params, jnp.append(losses, loss_fn(params, batch))
+    def step(carry: tuple, _: None) -> tuple:
+        params, rate, value = carry
+        slopes = jax.grad(loss_fn)(params, batch)
+        trial = jax.tree.map(lambda p, g: p - rate * g, params, slopes)
+        there = loss_fn(trial, batch)
+        lower = there < value
+        params = jax.tree.map(lambda new, old: jnp.where(lower, new, old), trial, params)
+        carry = params, jnp.where(lower, 1.1 * rate, rate / 2), jnp.where(lower, there, value)
+        return carry, carry[2]
+
+    start = loss_fn(params, batch)
+    begin = params, jnp.asarray(rate, start.dtype), start
+    losses: jax.Array
+    (params, _, _), losses = jax.lax.scan(step, begin, None, length=num_steps)
+    return params, jnp.append(start, losses)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -116,7 +129,7 @@ def minimum(config: Any, name: str, num_units: int) -> Arrays:
         "plateau_loss": plateau.loss,
         "plateau_gradient": plateau.gradient_norm,
         "plateau_eigenvalue": plateau.min_eigenvalue,
-        "descent": descent,
+        "descent": jnp.append(found.loss, descent),
         "fitted": fitted(activation, starts, batch, config.dimension, config.fit_steps),
     }
 
@@ -198,35 +211,31 @@ def factor(config: Any) -> Arrays:
 
 
 def duplicate(config: Any) -> Arrays:
-    """Fukumizu & Amari: loss, gradient and least eigenvalue on the line of a duplicated neuron, two data sets."""
-    gammas = jnp.linspace(-0.75, 1.75, config.num_gammas)
-    loss_fn, found = c.half_mean_square(jnp.tanh), {"gammas": gammas}
-    for seed, name in enumerate(("first", "second")):
-        inputs = cloud(3 + seed, 12, 1)
-        x = inputs[:, 0]
-        targets = jnp.tanh(1.5 * x + 0.3) + (0.3 * jnp.sin(4 * x) if seed == 0 else 0.5 * jnp.exp(-4 * (x - 0.3) ** 2))
-        batch = inputs, targets
-        small = c.OneHidden(jnp.ones((1, 1)), jnp.full(1, 0.3), jnp.ones(1))
-        unravel = jax.flatten_util.ravel_pytree(small)[1]
-        small = descend(loss_fn, small, batch, 5000, 0.3)[0]
-        flat = jax.flatten_util.ravel_pytree(small)[0]
+    """Fukumizu & Amari: loss, gradient and least eigenvalue on the line of a duplicated neuron, by the sign of B.
 
-        def loss(vector: jax.Array, unravel: Any = unravel, batch: Any = batch) -> jax.Array:
-            return loss_fn(unravel(vector), batch)
+    The labels are the outputs of one unit less residuals r, shortest with zero gradient and B = +- m I (or neither).
+    """
+    gammas, inputs = jnp.linspace(-0.75, 1.75, config.num_gammas), cloud(3, 12, 1)
+    small, loss_fn = c.OneHidden(jnp.full((1, 1), 1.5), jnp.full(1, 0.3), jnp.ones(1)), c.half_mean_square(jnp.tanh)
+    found: Arrays = {"gammas": gammas}
+    x, t = inputs[:, 0], c.predict(small, inputs, jnp.tanh)
+    first, second = 1 - t**2, -2 * t * (1 - t**2)
+    rows = jnp.stack([t, first, first * x, second * x**2, second * x, second])
+    wanted = {"positive": (1.0, 0.0, 1.0), "negative": (-1.0, 0.0, -1.0), "indefinite": (1.0, 0.0, -1.0)}
+    for name, entries in wanted.items():
+        r = jnp.linalg.lstsq(rows, jnp.array([0.0, 0.0, 0.0, *entries]))[0]
+        batch = inputs, t - 0.05 * r / jnp.sqrt(jnp.mean(r**2))
 
-        for _ in range(20):  # Newton's method, from within its range
-            flat = flat - jnp.linalg.solve(jax.hessian(loss)(flat), jax.grad(loss)(flat))
-        small = unravel(flat)
-
-        def measure(gamma: jax.Array, small: Any = small, batch: Any = batch) -> tuple[c.Certificate, jax.Array]:
+        def measure(gamma: jax.Array, batch: Any = batch) -> tuple[c.Certificate, jax.Array]:
             wide = c.duplicate_neuron(small, gamma)
             proof = c.certify(loss_fn, wide, batch, jax.random.key(0), claim="critical", num_probes=0)
             return proof, loss_fn(wide, batch)
 
         proofs, losses = jax.lax.map(measure, gammas)
+        alone = c.certify(loss_fn, small, batch, jax.random.key(0), claim="strict minimum", num_probes=100)
         B = jnp.linalg.eigvalsh(c.separation_matrix(small, batch, jnp.tanh))
         found |= {f"{name}.{field}": value for field, value in _certificate(proofs).items()}
-        found |= {f"{name}.loss": losses, f"{name}.separation": B}
+        found |= {f"{name}.loss": losses, f"{name}.separation": B, f"{name}.small_status": alone.status}
     return found
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jflat.core.tree import mask_by_path
 from jflat.data import load_images, standardise
 from jflat.landscape import constructions as c
+from jflat.landscape import linear_barrier
 from jflat.losses import accuracy_error, cross_entropy, on_model
 from jflat.models import mlp
 
@@ -18,7 +19,7 @@ PRUNABLE = mask_by_path(lambda path: path.endswith("kernel"))
 
 
 def tickets(config: Any) -> dict[str, Any]:
-    """Over steps of rewinding and densities: test error, and barrier of the error between two children; by seed.
+    """Over steps of rewinding and densities: test error, and barriers of loss and error between two children.
 
     For each seed and step k: train to theta_k, then rounds of (two children; prune the first; rewind to theta_k). The
     same with random masks of the same densities, for comparison, from the same theta_k.
@@ -51,9 +52,12 @@ def tickets(config: Any) -> dict[str, Any]:
     def children(params: Any, mask: Any, keys: jax.Array, start: Any, stop: Any) -> tuple[Any, Any]:
         fresh = c.rewind(mask, params)
         found = c.instability(
-            lambda params, key: trained(params, mask, key, start, stop), fresh, keys, error_fn, test, num_points=11
+            lambda params, key: trained(params, mask, key, start, stop), fresh, keys, loss_fn, test, num_points=11
         )
-        return jax.tree.map(lambda x: x[0], found.children), found.path
+        errors = jax.vmap(error_fn, in_axes=(0, None))(found.children, test)
+        one, other = (jax.tree.map(lambda x, i=i: x[i], found.children) for i in range(2))
+        of_error = linear_barrier(error_fn, one, other, test, num_points=11).barrier
+        return one, (found.path, of_error, jnp.mean(errors))
 
     @jax.jit
     @jax.vmap
@@ -74,16 +78,17 @@ def tickets(config: Any) -> dict[str, Any]:
     begin = jax.vmap(lambda key: model.init(key)[0])(seeds)
     full = jax.tree.map(lambda x: jnp.ones(x.shape, bool), begin)
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1), 2))(seeds)
-    errors, barriers, density, random_errors, status = [], [], [], [], []
+    errors, barriers, loss_barriers, density, random_errors, status = [], [], [], [], [], []
     for k in config.rewind_steps:
         parents = early(begin, full, jax.vmap(lambda key: jax.random.fold_in(key, 2))(seeds), 0, k)
         mask, random_mask = full, full
         for number in range(config.num_rounds + 1):
-            ends, path = children(parents, mask, pairs, k, config.ticket_steps)
-            _, random_path = children(parents, random_mask, pairs, k, config.ticket_steps)
-            errors.append((path.losses[:, 0] + path.losses[:, -1]) / 2)
-            random_errors.append((random_path.losses[:, 0] + random_path.losses[:, -1]) / 2)
-            barriers.append(path.barrier)
+            ends, (path, of_error, error) = children(parents, mask, pairs, k, config.ticket_steps)
+            _, (_, _, random_error) = children(parents, random_mask, pairs, k, config.ticket_steps)
+            errors.append(error)
+            random_errors.append(random_error)
+            barriers.append(of_error)
+            loss_barriers.append(path.barrier)
             status.append(path.status)
             kernels = [leaf for leaf in jax.tree.leaves(mask) if leaf.ndim == 3]
             density.append(sum(leaf.sum() for leaf in kernels) / sum(leaf.size for leaf in kernels))
@@ -100,6 +105,7 @@ def tickets(config: Any) -> dict[str, Any]:
         "error": fold(errors),
         "random_error": fold(random_errors),
         "barrier": fold(barriers),
+        "loss_barrier": fold(loss_barriers),
         "density": jnp.stack(density).reshape(shape)[0],
         "rewind_steps": jnp.asarray(config.rewind_steps),
         "status": fold(status),
