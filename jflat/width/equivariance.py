@@ -61,12 +61,14 @@ def assert_rotation_equivariant(
     isometry = np.linalg.qr(normal[: n * m].reshape(n, m))[0]
 
     def embedded(state: LinearState) -> LinearState:
-        embed, readout, b = (None if leaf is None else np.asarray(leaf) for leaf in state)
-        return LinearState(isometry @ embed, readout @ isometry.T, None if b is None else isometry @ b)
+        embed, readout, b = jax.tree.map(np.asarray, tuple(state))
+        make: Any = LinearState  # of NumPy arrays
+        return make(isometry @ embed, readout @ isometry.T, None if b is None else isometry @ b)
 
     def both(row: np.ndarray) -> tuple[LinearState, LinearState]:
         embed, readout, b = np.split(row, np.cumsum(sizes)[:-1])
-        state = LinearState(embed.reshape(m, d), readout.reshape(do, m), b if bias else None)
+        make: Any = LinearState
+        state = make(embed.reshape(m, d), readout.reshape(do, m), b if bias else None)
         return jax.tree.map(jnp.asarray, (state, embedded(state)))
 
     @jax.jit
@@ -85,7 +87,7 @@ def assert_rotation_equivariant(
         want: Any = embedded(updates[0])
         for name in LinearState._fields[: 3 if bias else 2]:
             expected, got = getattr(want, name), getattr(updates[1], name)
-            difference = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+            difference = float(np.linalg.norm(got - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
             rule = (
                 "must give the same updates in every orthonormal basis of the hidden layer, to have an exact linear "
                 "limit (SGD, momentum, weight decay, clipping by a norm do; Adam, sign, RMSProp, Adafactor do not)"

@@ -213,7 +213,7 @@ class KernelMachine(NamedTuple):
     """(capacity, d)."""
     coefficients: jax.Array
     """(capacity, do); 0 where nothing is stored yet."""
-    count: jax.Array
+    used: jax.Array
     """int32: points stored. To undo an inner loop, keep the old machine."""
     status: jax.Array
     """int32: COMPLETED, or MAX_STEPS where points beyond the capacity were left out."""
@@ -280,8 +280,8 @@ def kernel_machine_step(
     check.require(x.ndim == 2 and x.shape[1] == d, where, "x", f"must have shape (N, {d})", x.shape)
     outputs = kernel_machine_apply(machine if at is None else at, x, kernel_fn)
     gradient = jax.grad(check.returning_scalar(where, "loss_fn", loss_fn))(outputs)
-    rows = machine.count + jnp.arange(x.shape[0], dtype=jnp.int32)
-    count = machine.count + x.shape[0]
+    rows = machine.used + jnp.arange(x.shape[0], dtype=jnp.int32)
+    count = machine.used + x.shape[0]
     return KernelMachine(
         machine.points.at[rows].set(x, mode="drop"),
         machine.coefficients.at[rows].set(-jnp.asarray(lr, outputs.dtype) * gradient, mode="drop"),
