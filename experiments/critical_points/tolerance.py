@@ -154,7 +154,9 @@ def report(directory: pathlib.Path) -> Summary:
             order = np.argsort(x)
             y, error = np.array([r[column] for r in fixed], float)[order].T
             series[label] = Series((x[order], y), (x[order], y, error))
-        figure = draw_panels([Panel("", "share of runs", series, lowest=0.0)], xlabel=xlabel, height=3.2)
+        figure = draw_panels(
+            [Panel("", "share of runs", series, lowest=0.0)], xlabel=xlabel, log_x=key == "rtol", height=3.2
+        )
         other = f"at most {first_cap} inner steps" if key == "rtol" else f"rtol {first_rtol:g}"
         pictures.append(picture(directory, name, figure, f"Newton-MR on the linear autoencoder, {other}."))
     table = Table(
