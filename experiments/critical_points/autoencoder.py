@@ -7,7 +7,7 @@ Claims (Frye et al. 1901.10603, 2003.10397; k = 16 inputs, p = 4 hidden units, s
 
 Shares of success are not those of the methods alone. With starts from a coarser training run (step 0.05, 500 steps,
 instead of 0.005 and 3000, which was chosen for its variety of indices) damped Newton succeeded on 68 +- 8 % instead of
-48 +- 8 %, Newton-MR on 88 +- 3 % instead of 91 +- 3 %. The default gives damped Newton 200 steps, not the published 500.
+48 +- 8 %, Newton-MR on 88 +- 3 % instead of 91 +- 3 %. The default gives damped Newton 200 steps; published: 500.
 
     python -m experiments run critical-autoencoder                      minutes on two cores
     python -m experiments run critical-autoencoder --preset smoke       seconds; the tests run it
@@ -224,7 +224,7 @@ def report(directory: pathlib.Path) -> Summary:
     )
     what = (
         f"Linear autoencoder, k = {config['size']}, p = {config['width']}; starts uniform in height on a training run, "
-        f"half of them with noise. Steps: {', '.join(map(str, config['num_steps']))}. Shares depend on the training run that "
-        "gives the starts as well: with a coarser one damped Newton had 0.68 ± 0.08, Newton-MR 0.88 ± 0.03."
+        f"half of them with noise. Steps: {', '.join(map(str, config['num_steps']))}. Shares depend on the training "
+        "run that gives the starts as well: with a coarser one damped Newton had 0.68 ± 0.08, Newton-MR 0.88 ± 0.03."
     )
     return page(directory, stored, "Critical points: the linear autoencoder", what, CLAIM, pictures, [table])
