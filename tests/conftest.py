@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")  # ours; some of optax 
 
 
 def pytest_configure(config):
-    """Compiled programs are kept beside pytest's own cache: for the files that compile the same, and for the next run."""
+    """Compiled programs are kept beside pytest's own cache, for files that compile the same and for the next run."""
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

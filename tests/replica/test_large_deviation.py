@@ -37,7 +37,8 @@ def test_few_patterns_leave_the_free_sphere(alpha):
     d = (1 - np.sqrt([0.6, 0.8])) / 2
     missing = -d * np.log(d) - (1 - d) * np.log(1 - d) - result.value
     assert (result.status == Status.CONVERGED).all()
-    assert (missing > -1e-8).all() and (missing < {0.2: 7e-3, 0.05: 1e-5}[alpha]).all()
+    assert (missing > -1e-8).all()
+    assert (missing < {0.2: 7e-3, 0.05: 1e-5}[alpha]).all()
 
 
 def test_denser_than_any_neighbourhood_and_fewer_than_all():
