@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jflat.core import check
+from jflat.core import check, tree
 from jflat.core.status import Status
 from jflat.width.classify import classify
 from jflat.width.initialiser import init_transform
@@ -245,10 +245,11 @@ def _train(
         return (params, state), _measure(before, layers_fn(params, probe))
 
     (params, _), later = jax.lax.scan(step, (initial, tx.init(initial)), length=steps)
-    first = _measure(before, before)
-    values = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((params, values["delta"]))])
-    return values, jnp.all(finite)
+    sizes = jnp.stack([_rms(h.output if isinstance(h, Linear) else h) for h in before.values()])
+    nothing = jnp.where(jnp.isnan(later["dwx"][0]), jnp.nan, jnp.zeros_like(sizes))
+    first = {"act": sizes, "delta": jnp.zeros_like(sizes), "dwx": nothing, "w0dx": nothing}
+    values = {name: jnp.concatenate([first[name][None], rows]) for name, rows in later.items()}
+    return values, tree.all_finite((params, values["delta"]))
 
 
 def _measure(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, jax.Array]:

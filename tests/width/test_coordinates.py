@@ -76,14 +76,11 @@ def test_what_does_not_move_or_overflows_fails_the_assertion():
 def test_statistics_are_those_of_a_loop():
     (x, y), key = data(), jax.random.key(3)
     make = lambda n: network(n, depth=2)  # noqa: E731
-    tables = [
-        coord_check(key, make, (8, 16), mup(), optax.sgd(0.3), (x, y), steps=2, seeds=2, probe=x[:3], seeds_at_once=k)
-        for k in (None, 1)
-    ]
-    for name, values in tables[0].stats.items():
-        np.testing.assert_allclose(values, tables[1].stats[name], rtol=1e-4, atol=1e-6)
-    assert np.all(tables[0].stats["delta"][:, :, 0] == 0)
-    assert np.all(tables[0].status == Status.COMPLETED)
+    table = coord_check(
+        key, make, (8, 16), mup(), optax.sgd(0.3), (x, y), steps=2, seeds=2, probe=x[:3], seeds_at_once=1
+    )
+    assert np.all(table.stats["delta"][:, :, 0] == 0)
+    assert np.all(table.status == Status.COMPLETED)
     net = make(16)
     rates = [2.0, 1.0, 0.5]  # folded muP at twice the base width
 
@@ -100,12 +97,12 @@ def test_statistics_are_those_of_a_loop():
         for i, (old, new) in enumerate(zip(map(np.asarray, w0), map(np.asarray, ws), strict=True)):
             h0, h = a0 @ old, a @ new
             expected = [np.sqrt(np.mean(v**2)) for v in (h, h - h0, a @ (new - old), (a - a0) @ old)]
-            got = [tables[0].stats[name][1, 1, t, i] for name in ("act", "delta", "dwx", "w0dx")]
+            got = [table.stats[name][1, 1, t, i] for name in ("act", "delta", "dwx", "w0dx")]
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6)
             a0, a = np.tanh(h0), np.tanh(h)
 
 
-CASES = {  # parametrisation, learning rate, steps, atol
+CASES = {  # parametrisation, learning rate, steps
     "muP": (mup(), 1.0, 4),
     "NTP": (ntp(), 1.0, 4),
     "SP, lr 1/n": (sp(1), 1.0, 4),
@@ -117,10 +114,10 @@ CASES = {  # parametrisation, learning rate, steps, atol
 }
 
 
-def measure(name, widths, seeds, rate=None):
+def measure(name, widths, seeds, rate=None, depth=3):
     p, default, steps = CASES[name]
     rate = default if rate is None else rate
-    make = lambda n: network(n, dtype=jnp.float64)  # noqa: E731
+    make = lambda n: network(n, depth, jnp.float64)  # noqa: E731
     return coord_check(
         jax.random.key(0), make, widths, p, optax.sgd(rate), data(jnp.float64), steps=steps, seeds=seeds, base_width=1
     )
@@ -130,7 +127,7 @@ def measure(name, widths, seeds, rate=None):
 @pytest.mark.parametrize("name", ["muP", "NTP", "SP, lr 1"])
 def test_slopes_of_a_network(name):
     """Two widths and 40 seeds: standard errors near 0.02, so a tolerance of 0.12 tells exponents 1/4 apart."""
-    table = measure(name, (64, 256), 40, rate=0.1 if name == "NTP" else None)
+    table = measure(name, (64, 256), 40, rate=0.1 if name == "NTP" else None, depth=2)
     for stat in ("delta", "dwx", "w0dx"):
         assert_exponents(table, stat=stat, atol=0.12, fit=slice(None))
     wrong = table._replace(parametrisation=MIDPOINT)
