@@ -224,15 +224,19 @@ def test_adam_has_another_limit_in_another_basis(x64):
     assert np.max(np.abs(outputs[0] - outputs[1])) > 0.1
 
 
-def test_leading_axes_jit_vmap_and_dtype(key):
-    start = sample_finite(linear_limit_init(D, DO, bias=True), key, 7)
-    x = jax.random.normal(key, (2, 5, D))
-    out = linear_limit_apply(start, x, bias_multiplier=2.0)
+def test_leading_axes_jit_vmap_and_dtype():
+    rng = np.random.default_rng(6)
+    start = LinearState(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, D), (DO, 7), (7,))))
+    x = rng.normal(size=(2, 5, D)).astype(np.float32)
+    out = linear_limit_apply(start, x)
+    want = np.einsum("hd,abd->abh", start.embed, x) + np.asarray(start.bias)
+    np.testing.assert_allclose(out, want @ np.asarray(start.readout).T, rtol=2e-5, atol=1e-5)
     assert out.shape == (2, 5, DO)
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(jax.jit(jax.vmap(linear_limit_apply, (None, 0)))(start, x), out, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(linear_limit_apply(start, x[0, 0]), out[0, 0], rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(linear_limit_apply(start, x, metric=jnp.eye(7)), out, rtol=2e-5, atol=1e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
+    close(jax.jit(jax.vmap(linear_limit_apply, (None, 0)))(start, x), out)
+    close(jax.jit(linear_limit_apply)(start, x[0, 0]), out[0, 0])
+    close(jax.jit(linear_limit_apply)(start, x, metric=np.eye(7, dtype=np.float32)), out)
     assert linear_limit_init(2, 1, dtype=jnp.bfloat16).readout.dtype == jnp.bfloat16
 
 
