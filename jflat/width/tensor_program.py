@@ -19,10 +19,10 @@ and below. By Stein's lemma E[d x / d Zhat(W^T P_c)] = E[e'_c x], so both formul
     W_t = e Q^T + P e'^T + P D_t Q^T    (inner products <,>),         D_{t+1} = D_t - eta [P^T dh] [Q^T x]^T.
 
 A step adds the parts of x_t and dh_t outside of the span to Q and P and nothing else: no Gram matrix is inverted, no
-jitter is needed, repeated inputs cost nothing, and no self-consistency loop is run.
+jitter is needed, repeated inputs do no harm, and no self-consistency loop is run.
 
 Approximations: (i) averages over M particles: a statistical error of order M^{-1/2}, measured as a standard error over
-independent replicas by `tp_limit`, and a bias of order 1/M; (ii) directions shorter than 100 eps |x| are dropped. With
+independent replicas by `tp_limit`, and a bias of order C / M; (ii) directions below 100 eps |x| are dropped. With
 `whiten` (the default) all normal columns of a layer are made exactly orthonormal, so linear networks (phi = identity)
 are exact to rounding at any M that holds the columns, and only what is nonlinear has an error: two to three times less
 at L = 2, 3 with tanh, eta = 1, 6 steps (s.e. of four replicas at M = 32768: 0.0008 of f about 0.6, without it 0.0024).
@@ -386,8 +386,8 @@ def tp_limit(
       ValueError: if shapes do not fit or a number is out of range.
 
     Accuracy: the standard errors are of the mean over replicas, relative to their own size uncertain by
-    1 / sqrt(2 (replicas - 1)); they fall as (M replicas)^{-1/2}. The bias of order 1 / M is not in them: keep replicas
-    well below M / (T P). See the module docstring.
+    1 / sqrt(2 (replicas - 1)); they fall as (M replicas)^{-1/2}. The bias of order C / M is not in them: keep
+    `replicas` well below M / C^2. See the module docstring.
 
     Cost: about 16 (L - 1) M C (P + P_test / 2) (T + 1) multiplications a replica, with C = (T + 1) P + P_test, and
     4 (L - 1) M C numbers at once.
