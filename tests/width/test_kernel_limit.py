@@ -121,8 +121,11 @@ def test_finite_networks_come_near_in_kernel_and_covariance(x64, activation, dep
 
 
 def test_gradient_descent_of_wide_networks_is_kernel_descent(x64):
-    """NTK parametrisation, relu, from each network's own start: the functions differ by n^{-1/2}."""
-    x, test, rng, seeds, steps = inputs(4), inputs(6, seed=3), np.random.default_rng(4), 16, 15
+    """NTK parametrisation, relu, from each network's own start: the functions differ by n^{-1/2}.
+
+    96 networks of each width give the slope a standard error of about 0.02.
+    """
+    x, test, rng, seeds, steps = inputs(4), inputs(6, seed=3), np.random.default_rng(4), 96, 15
     y = jnp.asarray(rng.normal(size=(4, 1)))
     theta = dual_kernels(np.concatenate([x, test]), x, activation="relu", **SIGMA).ntk
     loss_fn = functools.partial(squared_error, targets=y)
@@ -141,7 +144,7 @@ def test_gradient_descent_of_wide_networks_is_kernel_descent(x64):
         outputs = jax.lax.scan(step, params, length=steps)[1]
         return outputs[-1] - limit.test[-2, :, 0], outputs[-1] - outputs[0]
 
-    widths, errors = [64, 256, 1024, 4096], []
+    widths, errors = [64, 512, 4096], []
     for n in widths:
         error, moved = difference(draw(rng, n, 1, seeds))
         errors.append(np.sqrt(np.mean(error**2)))
