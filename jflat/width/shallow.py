@@ -16,6 +16,7 @@ d + do dimensions alone, which a cloud of weighted neurons approximates:
 
 The map from the initial neuron becomes steeper with time, as exp(eta t) does, and the errors with it; `shallow_limit`
 returns them with the values.
+
 Measured (tanh, xi = y = 1, eta = 0.2, after 12 steps): "gauss_hermite" about exp(-sqrt(size)): 1.2e-5, 1.4e-6, 2.5e-7
 at 80, 120, 160 nodes; four replicas of "sobol" 5e-5, 4e-6 with 2^12, 2^16 neurons; of "mc" 2e-3, 4e-4.
 Gauss-Hermite slows with |xi| (poles of tanh) and with d: 5e-3 with 80^3 nodes for four normal inputs, d = 2, where

@@ -216,9 +216,9 @@ def test_jit_vmap_and_one_trace(key):
     x, y, _ = jax.tree.map(lambda a: a.astype(jnp.float32), task())
 
     def run(k, lr):
-        state = tp_limit_init(k, 3, 1, depth=2, particles=32, capacity=6)
-        state, _ = tp_limit_step(state, x, y, phi=phi, loss_grad=mean_grad, lr=lr)
-        return state.first, tp_limit_apply(state, x, phi=phi)
+        state = tp_limit_init(k, 3, 1, depth=2, particles=32, capacity=3)
+        state, outputs = tp_limit_step(state, x, y, phi=phi, loss_grad=mean_grad, lr=lr)
+        return state.first, outputs
 
     keys = jax.random.split(key)
     compiled = jax.jit(jax.vmap(run, (0, None)))
