@@ -104,7 +104,7 @@ def test_statistics_are_those_of_a_loop():
 
 CASES = {  # parametrisation, learning rate, steps
     "muP": (mup(), 1.0, 4),
-    "NTP": (ntp(), 1.0, 4),
+    "NTP": (ntp(), 0.1, 4),  # at 1.0 the slopes to width 2048 are still -0.45, -0.43, -0.42, +0.05
     "SP, lr 1/n": (sp(1), 1.0, 4),
     "SP, logits / sqrt n": (LOGITS, 1.0, 4),
     "midpoint": (MIDPOINT, 1.0, 4),
@@ -114,9 +114,8 @@ CASES = {  # parametrisation, learning rate, steps
 }
 
 
-def measure(name, widths, seeds, rate=None, depth=3):
-    p, default, steps = CASES[name]
-    rate = default if rate is None else rate
+def measure(name, widths, seeds, depth=3):
+    p, rate, steps = CASES[name]
     make = lambda n: network(n, depth, jnp.float64)  # noqa: E731
     return coord_check(
         jax.random.key(0), make, widths, p, optax.sgd(rate), data(jnp.float64), steps=steps, seeds=seeds, base_width=1
@@ -127,7 +126,7 @@ def measure(name, widths, seeds, rate=None, depth=3):
 @pytest.mark.parametrize("name", ["muP", "NTP", "SP, lr 1"])
 def test_slopes_of_a_network(name):
     """Two widths and 40 seeds: standard errors near 0.02, so a tolerance of 0.12 tells exponents 1/4 apart."""
-    table = measure(name, (64, 256), 40, rate=0.1 if name == "NTP" else None, depth=2)
+    table = measure(name, (64, 256), 40, depth=2)
     for stat in ("delta", "dwx", "w0dx"):
         assert_exponents(table, stat=stat, atol=0.12, fit=slice(None))
     wrong = table._replace(parametrisation=MIDPOINT)
