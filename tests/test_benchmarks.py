@@ -13,6 +13,7 @@ from benchmarks.peers import jax_network
 from benchmarks.peers.reference import Reference
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_toy_size_runs_and_records(name, tmp_path):
     output = tmp_path / "results.jsonl"

@@ -54,6 +54,7 @@ def test_the_curve_and_its_relatives(x64, problem):
     assert np.all(1 - np.asarray(curve.fraction) ** 2 <= (curve.image / np.asarray(curve.cutoffs)) ** 2 + 1e-12)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/critical/test_classify.py
 def test_the_lanczos_curve_is_bracketed_and_becomes_exact(x64, problem, key):
     _, _, matrix, gradient = problem
     operator, gradient, taus = from_matrix(jnp.asarray(matrix)), jnp.asarray(gradient), TAUS[1:]

@@ -42,6 +42,7 @@ def test_there_are_as_many_classes_as_sets():
     assert len(autoencoder_classes(np.arange(1.0, 17), 4).loss) == 2517
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/critical/test_linear_autoencoder.py
 def test_all_2517_classes_by_autodiff(x64):
     """Specification E.6, first half: no mismatch in loss, index and nullity; gradients and all."""
     samples, values, vectors = problem(16, 10_000)

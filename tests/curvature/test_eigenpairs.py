@@ -139,6 +139,7 @@ def linear_regression(x, outputs):
     return hessian(loss_fn, jnp.zeros((x.shape[1], outputs)), (x, jnp.zeros((len(x), outputs))))
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/curvature/test_eigenpairs.py
 def test_copies_of_multiple_eigenvalues_are_found_on_request_and_only_then():
     """Where the Krylov space stays open, one copy of each passes for the whole: 129 eigenvalues, three times each."""
     rng = np.random.default_rng(0)
@@ -163,6 +164,7 @@ def test_copies_of_multiple_eigenvalues_are_found_on_request_and_only_then():
     assert np.all(together.status == Status.CONVERGED)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/curvature/test_eigenpairs.py
 def test_copies_inside_a_dense_spectrum_take_as_long_again(key):
     """Pairs 1/300 apart: a number of steps fixed beforehand (m/2 = 20) would not be enough to see the second copies."""
     values = jnp.repeat(jnp.linspace(0.0, 1.0, 300), 2)

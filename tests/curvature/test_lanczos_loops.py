@@ -52,6 +52,7 @@ def test_lanczos_from_the_host_is_that_on_the_device(scheme, x64):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/curvature/test_lanczos_loops.py
 def test_eigenpairs_from_the_host_are_those_on_the_device(x64, key, make_matrix):
     """Once through restarts, once through Krylov spaces that close."""
     for spectrum in (np.linspace(-1, 2, 20), np.repeat([-1.0, 0.0, 1.0, 2.0], 5)):

@@ -110,6 +110,7 @@ def naive_lanczos(matrix, v, num_steps):
     return np.array(Q), T
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/curvature/test_lanczos_oracles.py
 def test_vmap_over_parameters(x64, key, make_network):
     """Three sets of parameters at once: Hessian, Lanczos, eigenpairs."""
     params, batch, model = make_network()

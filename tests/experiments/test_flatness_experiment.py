@@ -19,6 +19,7 @@ from experiments.entropic.methods import METHODS, Hyperparameters, make_method
 SMOKE = experiment.PRESETS["smoke"]
 
 
+@pytest.mark.smoke
 def test_smoke_run_interrupted_resumed_and_reported(tmp_path, capsys, request):
     """Ctrl-C in the second part leaves the first one done; the same command goes on and leaves every promised file."""
     seen = []

@@ -66,6 +66,7 @@ def cards():
     return cards
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/flatness/test_card.py
 def test_batched_cards_equal_the_card_of_one_solution_on_short_batches(cards):
     params, data = make()
     alone = jax.jit(functools.partial(flatness_card, LOSS_FN, ERROR_FN, **OPTIONS))(params, split_batches(data, 4), KEY)

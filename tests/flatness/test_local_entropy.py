@@ -136,6 +136,7 @@ def test_stderr_is_the_spread_over_keys():
     assert abs(ratio - 1) < 0.25
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/flatness/test_local_entropy.py
 def test_batches_and_vmap_over_solutions_agree(key):
     rng = np.random.default_rng(1)
     data = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((7, 3), (7,)))

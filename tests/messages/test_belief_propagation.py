@@ -81,6 +81,7 @@ def test_five_replicas_around_a_centre(key):
     assert abs(float(result.entropy.mean()) - 0.31977) < 0.025
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_belief_propagation.py
 def test_entropy_at_n_2001(key):
     result = batch(*instances(key, 6, 800, 2001))
     assert np.all(result.status == Status.CONVERGED)
@@ -88,6 +89,7 @@ def test_entropy_at_n_2001(key):
     assert abs(float(result.overlap.mean()) - 0.25584) < 0.01
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_belief_propagation.py
 def test_gaussian_inputs_and_margin(key):
     """The same entropy; a margin of .3 costs entropy, and solutions are then more alike."""
     data = instances(key, 12, 120, 301, "gaussian")
@@ -130,6 +132,7 @@ def test_one_replica_is_plain_and_vmap_is_a_loop_and_jit_is_eager(key):
         assert alone.steps == plain.steps[i]
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_belief_propagation.py
 def test_sequential_sweeps_have_the_same_fixed_point(key):
     patterns, labels, keys = instances(key, 2, 4, 15)
     run = lambda update: jax.vmap(  # noqa: E731

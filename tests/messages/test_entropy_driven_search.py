@@ -47,6 +47,7 @@ def test_against_a_greedy_walk_on_the_exact_local_entropy(key):
         assert abs(int(got.flips[i]) - steps) <= 2
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_entropy_driven_search.py
 def test_solves_where_greedy_flips_on_the_errors_do_not(key):
     patterns, labels, keys = instances(key, 3, 90, 201)
     result = jax.jit(jax.vmap(entropy_driven_search))(patterns, labels, keys)
@@ -68,6 +69,7 @@ def test_vmap_is_a_loop(key):
         assert one.flips == many.flips[i]
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_entropy_driven_search.py
 def test_a_tree_committee(key):
     data = random_patterns(key, 8, 33)
     result = entropy_driven_search(*data[:2], key, num_units=3, is_tree=True)

@@ -50,6 +50,7 @@ def test_against_enumeration(key):
     assert np.corrcoef((got.free_entropies - free).ravel(), (phi - free).ravel())[0, 1] > 0.9
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_local_entropy.py
 def test_around_a_dense_solution(key):
     """N = 301, alpha = .3: below h(d), rising with d, d Sigma = g dS; less around a configuration that errs."""
     data = random_patterns(key, 90, 301)

@@ -50,6 +50,7 @@ def test_every_formula_solves_a_small_committee_and_vmap_is_a_loop(key, formula)
     assert one.epochs == many.epochs[1]
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_replicated_sgd.py
 def test_seven_replicas_solve_what_one_does_not(key):
     """alpha = M / (N K) = .5: about 400 epochs for seven; the best of one in as many still errs on dozens."""
     data = random_patterns(key, 802, 321)

@@ -181,6 +181,7 @@ def test_float64_follows_the_constructor(key, x64):
     assert {leaf.dtype for leaf in jax.tree.leaves((params, state, logits))} == {jnp.dtype("float64")}
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/models/test_networks.py
 def test_bfloat16_stays_bfloat16_and_near_float32(key):
     model = MODELS["convnet"](batch_norm=True, dtype=jnp.bfloat16)
     params, state = model.init(key)

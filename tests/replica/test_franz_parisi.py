@@ -16,7 +16,10 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("reference", TABLE)
+SLOW = pytest.mark.slow  # python -m pytest -m slow tests/replica
+
+
+@pytest.mark.parametrize("reference", [pytest.param(x, marks=SLOW if isinstance(x, str) else ()) for x in TABLE])
 def test_table_of_the_specification(reference):
     result = franz_parisi(BINARY, 0.5, DISTANCES, reference=reference)
     assert (result.status == Status.CONVERGED).all()
@@ -27,12 +30,14 @@ def test_table_of_the_specification(reference):
     assert (result.value < h2).all()
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/replica/test_franz_parisi.py
 def test_typical_solutions_are_isolated_and_high_margins_are_not():
     distances = np.array([0.006, 0.007, 0.0075])
     assert np.sign(franz_parisi(BINARY, 0.5, distances).value[[0, 2]]).tolist() == [-1, 1]
     assert (franz_parisi(BINARY, 0.5, distances, reference="max-margin").value > 0.03).all()
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/replica/test_franz_parisi.py
 def test_regions_around_the_largest_margin_break_up_at_0_729():
     """alpha'_LE of the specification: the first alpha at which the local entropy is not monotonic in d."""
     distances = np.geomspace(0.002, 0.01, 8)

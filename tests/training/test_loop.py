@@ -192,6 +192,7 @@ def test_interrupted_then_resumed_bit_for_bit(tmp_path):
     chex.assert_trees_all_equal((whole.params, whole.history), (resumed.params, resumed.history))
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/training/test_loop.py
 def test_the_host_is_five_times_faster_for_convolutions_on_cpu():
     """Processor time, least of three, 16 channels: 9 to 14 times when this was written. When XLA learns to do it in a
     loop this fails, and `prefers_host` should go."""

@@ -148,6 +148,7 @@ def test_one_layer_agrees_with_quadrature(x64, key):
     np.testing.assert_allclose(got.kernels[:, 0], exact.kernels, atol=0.03)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/width/test_tensor_program.py
 def test_finite_networks_of_two_layers_agree(x64, key):
     problem = task()
     got = limit(jnp.tanh, 4096, 2, problem, key)
