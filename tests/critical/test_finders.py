@@ -273,6 +273,7 @@ def test_a_start_in_the_kernel_stays_and_is_called_flat(x64):
     assert (int(ended.status), int(ended.num_steps), int(ended.flattest.step)) == (Status.CONVERGED, 0, -1)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/critical/test_finders.py
 def test_a_set_in_batches_is_the_set(x64):
     """Seven samples in batches of three: as one batch, to rounding."""
     params, data = at_a_generic_point()

@@ -68,6 +68,7 @@ def test_the_saddle_of_the_specification_by_formula_eigenvalues_and_ldl(x64, sad
     assert (int(on_tree.negative[0]), int(on_tree.zero[0])) == (76, 32)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/critical/test_inertia.py
 def test_lanczos_bounds_the_index_of_the_saddle_and_slq_does_not_know_it(x64, saddle, key):
     """Specification C.4: bounds near 4, 8, 15, 28 (the start is random); the estimate has a bias."""
     matrix = saddle[0]

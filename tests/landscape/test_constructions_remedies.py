@@ -164,6 +164,7 @@ def test_a_regulariser_closes_the_path_and_brings_the_minimum_back(x64, key):
     assert open_path.status == Status.MAX_STEPS  # without the regulariser it is no critical point
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/landscape/test_constructions_remedies.py
 def test_gaussian_kernel_against_sampling_and_at_coinciding_units(x64, key):
     w = jax.random.normal(key, (3, 4))
     v = jax.random.normal(jax.random.fold_in(key, 1), (2, 4))

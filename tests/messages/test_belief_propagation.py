@@ -144,6 +144,7 @@ def test_sequential_sweeps_have_the_same_fixed_point(key):
     assert np.all(sequential.steps < parallel.steps)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_belief_propagation.py
 def test_double_precision_takes_the_exact_path_to_the_same_place(key, x64):
     data = random_patterns(key, 30, 75, dtype=jnp.float64)
     double = belief_propagation(*data[:2], key, tolerance=1e-10)

@@ -22,6 +22,7 @@ def exact_phi(counts, g):
     return np.log((np.asarray(counts, float) * np.exp(g * (n - 2 * np.arange(n + 1)))).sum()) / n
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_entropy_driven_search.py
 def test_against_a_greedy_walk_on_the_exact_local_entropy(key):
     """Four patterns, N = 13, one field: the walk ends where it has errors but no neighbour is better, or solves.
 
@@ -60,6 +61,7 @@ def test_solves_where_greedy_flips_on_the_errors_do_not(key):
     assert np.all(greedy.status == Status.NOT_SOLVED)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/messages/test_entropy_driven_search.py
 def test_vmap_is_a_loop(key):
     patterns, labels, keys = instances(key, 2, 8, 33)
     many = jax.vmap(entropy_driven_search)(patterns, labels, keys)

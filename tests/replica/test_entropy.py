@@ -106,6 +106,7 @@ def test_capacity_of_wide_committees(model, want):
     np.testing.assert_allclose(capacity(model).value, want, atol=1e-6)
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/replica/test_entropy.py
 def test_capacity_of_three_units():
     result = capacity(tree_committee("sign", 3))
     np.testing.assert_allclose(result.value, 0.92062, atol=1e-5)

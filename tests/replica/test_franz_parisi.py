@@ -45,6 +45,7 @@ def test_regions_around_the_largest_margin_break_up_at_0_729():
     assert franz_parisi(BINARY, 0.731, distances, reference="max-margin").slope.min() < 0
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/replica/test_franz_parisi.py
 def test_maximum_over_distance_is_the_entropy_and_slope_is_the_derivative():
     typical = entropy(BINARY, 0.5)
     distance = (1 - float(typical.order.q)) / 2  # of two typical solutions

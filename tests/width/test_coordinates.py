@@ -168,6 +168,7 @@ def flax_network(n):
     return lambda key: {"params": Dense(n).init(key, x)["params"]}, Dense(n).apply, layers
 
 
+@pytest.mark.slow  # python -m pytest -m slow tests/width/test_coordinates.py
 def test_a_flax_network_with_adam_and_biases():
     """Layers as arrays: no split into own and inherited change. Standard Adam at the same rates is caught."""
     with jax.numpy_dtype_promotion("standard"):
