@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check
+from jflat.width.request import matmul
 
 __all__ = [
     "KernelDescent",
@@ -62,10 +63,6 @@ class KernelDescent(NamedTuple):
     """(steps + 1, M, do): outputs on the test inputs."""
     status: jax.Array
     """int32: COMPLETED, or NON_FINITE."""
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 # E[phi(u) phi(v)] and E[phi'(u) phi'(v)] from the variances and the covariance.
@@ -140,7 +137,7 @@ def dual_kernels(
     w, b = (jnp.asarray(value, x.dtype) ** 2 for value in (sigma_w, sigma_b))
     p = w * jnp.sum(x * x, axis=1)[:, None] / d + b
     q = w * jnp.sum(z * z, axis=1)[None] / d + b
-    k = w * _matmul(x, z.T) / d + b
+    k = w * matmul(x, z.T) / d + b
     ntk = k
     for _ in range(depth):
         mean, slope = dual(p, q, k)
@@ -196,7 +193,7 @@ def kernel_descent(
     def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
         f, g = carry
         chi = rate * gradient(f)
-        new = f - _matmul(train_kernel, chi), g - _matmul(test_kernel, chi)
+        new = f - matmul(train_kernel, chi), g - matmul(test_kernel, chi)
         return new, new
 
     _, (train, test) = jax.lax.scan(step, (f0, f0_test), length=num_steps)
@@ -237,7 +234,7 @@ def kernel_machine_apply(machine: KernelMachine, x: jax.Array, kernel_fn: Kernel
     >>> kernel_machine_apply(kernel_machine_init(3, 2, 1), jnp.ones((1, 2)), lambda x, z: x @ z.T)
     Array([[0.]], dtype=float32)
     """
-    return _matmul(kernel_fn(x, machine.points), machine.coefficients)
+    return matmul(kernel_fn(x, machine.points), machine.coefficients)
 
 
 def kernel_machine_step(

@@ -25,7 +25,6 @@ Gauss-Hermite slows with |xi| (poles of tanh) and with d: 5e-3 with 80^3 nodes f
 Differs from `tp_limit` with depth 1: no error of particles where d + do is small (2 to 4).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,8 @@ import numpy as np
 
 from jflat.core import Status, check, tree
 from jflat.core.special import gauss_hermite
+from jflat.curvature.probes import mean_and_stderr
+from jflat.width.request import Activation, LossGrad, matmul, require_descent, require_inputs
 
 __all__ = [
     "ParticleState",
@@ -46,8 +47,6 @@ __all__ = [
 ]
 
 QUADRATURES = ("gauss_hermite", "sobol", "mc")
-Activation = Callable[[jax.Array], jax.Array]
-LossGrad = Callable[[jax.Array, jax.Array], jax.Array]
 _MOST = 2**26
 
 
@@ -162,19 +161,9 @@ def shallow_limit_init(
     return ParticleState(U, V, logw, jnp.int32(Status.COMPLETED))
 
 
-def _require_inputs(where: str, name: str, x: Any, state: ParticleState) -> None:
-    d, dtype = state.U.shape[1], state.U.dtype
-    is_fine = x.ndim == 2 and x.shape[1] == d and x.dtype == dtype
-    check.require(is_fine, where, name, f"must have shape (n, {d}) and dtype {dtype}", f"{x.shape} {x.dtype}")
-
-
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _expected(state: ParticleState, a: jax.Array, b: jax.Array) -> jax.Array:
     """E[a_i b_j] of columns over neurons."""
-    return _multiply((jnp.exp(state.logw)[:, None] * a).T, b)
+    return matmul((jnp.exp(state.logw)[:, None] * a).T, b)
 
 
 def shallow_limit_apply(state: ParticleState, x: jax.Array, *, phi: Activation) -> jax.Array:
@@ -185,15 +174,15 @@ def shallow_limit_apply(state: ParticleState, x: jax.Array, *, phi: Activation) 
     >>> shallow_limit_apply(state, jnp.ones((1, 1)), phi=lambda h: h**3).round(4)
     Array([[3.]], dtype=float32)
     """
-    _require_inputs("shallow_limit_apply", "x", x, state)
-    return _expected(state, phi(_multiply(state.U, x.T)), state.V)
+    require_inputs("shallow_limit_apply", "x", x, state.U.shape[1], state.U.dtype)
+    return _expected(state, phi(matmul(state.U, x.T)), state.V)
 
 
 def shallow_limit_kernel(state: ParticleState, x: jax.Array, y: jax.Array, *, phi: Activation) -> jax.Array:
     """The feature kernel E[phi(U x) phi(U y)] for x (n, d), y (m, d): (n, m)."""
-    _require_inputs("shallow_limit_kernel", "x", x, state)
-    _require_inputs("shallow_limit_kernel", "y", y, state)
-    return _expected(state, phi(_multiply(state.U, x.T)), phi(_multiply(state.U, y.T)))
+    require_inputs("shallow_limit_kernel", "x", x, state.U.shape[1], state.U.dtype)
+    require_inputs("shallow_limit_kernel", "y", y, state.U.shape[1], state.U.dtype)
+    return _expected(state, phi(matmul(state.U, x.T)), phi(matmul(state.U, y.T)))
 
 
 def shallow_limit_step(
@@ -232,14 +221,14 @@ def shallow_limit_step(
     Array([[0.2]], dtype=float32)
     """
     where = "shallow_limit_step"
-    _require_inputs(where, "xb", xb, state)
+    require_inputs(where, "xb", xb, state.U.shape[1], state.U.dtype)
     check.require_number(where, "lr", lr)
-    act, slope_of = jax.linearize(phi, _multiply(state.U, xb.T))
+    act, slope_of = jax.linearize(phi, matmul(state.U, xb.T))
     outputs = _expected(state, act, state.V)
     chi = loss_grad(outputs, yb)
     check.require(chi.shape == outputs.shape, where, "loss_grad", f"must return shape {outputs.shape}", chi.shape)
-    U = tree.add_scaled(state.U, -jnp.asarray(lr), _multiply(slope_of(_multiply(state.V, chi.T)), xb))
-    V = tree.add_scaled(state.V, -jnp.asarray(lr), _multiply(act, chi))
+    U = tree.add_scaled(state.U, -jnp.asarray(lr), matmul(slope_of(matmul(state.V, chi.T)), xb))
+    V = tree.add_scaled(state.V, -jnp.asarray(lr), matmul(act, chi))
     status = jnp.where(tree.all_finite((U, V)), state.status, Status.NON_FINITE)
     is_well = state.status == Status.COMPLETED
     status = jnp.where(is_well, status, state.status).astype(jnp.int32)
@@ -298,19 +287,8 @@ def shallow_limit(
     [0.0, 0.2, 0.36288]
     """
     where = "shallow_limit"
-    check.require_floating(where, "X", X)
-    check.require(X.ndim == 2 and X.shape[0] > 0, where, "X", "must have shape (P, d), P >= 1", X.shape)
     check.require_choice(where, "quadrature", quadrature, QUADRATURES)
-    check.require_integer(where, "steps", steps, 1)
-    check.require_integer(where, "replicas", replicas, 2)
-    check.require_number(where, "lr", lr)
-    is_rate = jnp.shape(lr) in ((), (steps,))
-    check.require(is_rate, where, "lr", f"must be a number or have shape ({steps},)", jnp.shape(lr))
-    if do is None:
-        check.require(jnp.ndim(Y) == 2, where, "Y", "must have shape (P, do), or do be given", jnp.shape(Y))
-        do = jnp.shape(Y)[1]
-    test = X[:0] if X_test is None else X_test
-    rates = jnp.append(jnp.broadcast_to(jnp.asarray(lr, X.dtype), (steps,)), jnp.zeros(1, X.dtype))
+    do, rates = require_descent(where, X, Y, X_test, do=do, loss_grad=loss_grad, lr=lr, steps=steps, replicas=replicas)
 
     def run(num: int, one_key: jax.Array | None) -> tuple[tuple, jax.Array]:
         start = shallow_limit_init(
@@ -326,7 +304,8 @@ def shallow_limit(
 
         def step(state: ParticleState, rate: jax.Array) -> tuple[ParticleState, tuple]:
             new, outputs = shallow_limit_step(state, X, Y, phi=phi, loss_grad=loss_grad, lr=rate)
-            more = shallow_limit_apply(state, test, phi=phi), shallow_limit_kernel(state, X, X, phi=phi)
+            tested = jnp.zeros((0, do), X.dtype) if X_test is None else shallow_limit_apply(state, X_test, phi=phi)
+            more = tested, shallow_limit_kernel(state, X, X, phi=phi)
             is_well = state.status == Status.COMPLETED
             return new, (outputs, *(jnp.where(is_well, value, jnp.nan) for value in more))
 
@@ -342,7 +321,7 @@ def shallow_limit(
         check.require(key is not None, where, "key", f"must be given for {quadrature}", key)
         keys: Any = key
         values, statuses = jax.lax.map(lambda k: run(size, k), jax.random.split(keys, replicas))
-        pairs = [(jnp.mean(v, axis=0), jnp.std(v, axis=0, ddof=1) / replicas**0.5) for v in values]
+        pairs = [mean_and_stderr(v) for v in values]
         status = jnp.max(statuses)
     outputs, tested, kernels = pairs
     return ShallowResult(*outputs, *tested, *kernels, status=status)

@@ -34,18 +34,16 @@ Differs from finite-width simulation: error M^{-1/2} with O(M C) memory instead 
 pi-limit (Yang, Santacroce, Hu 2022): any phi, gradients not projected, but fewer steps.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check, tree
+from jflat.curvature.probes import mean_and_stderr
+from jflat.width.request import Activation, LossGrad, matmul, require_descent, require_inputs
 
 __all__ = ["TPLayer", "TPResult", "TPState", "tp_limit", "tp_limit_apply", "tp_limit_init", "tp_limit_step"]
-
-Activation = Callable[[jax.Array], jax.Array]
-LossGrad = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class TPLayer(NamedTuple):
@@ -98,13 +96,9 @@ class TPResult(NamedTuple):
     """int32: COMPLETED, or NON_FINITE where a replica diverged (all values from that step on are NaN)."""
 
 
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _mean_inner(a: jax.Array, b: jax.Array) -> jax.Array:
     """<a_i, b_j>, an average over particles."""
-    return _multiply(a.T, b) / a.shape[0]
+    return matmul(a.T, b) / a.shape[0]
 
 
 def _normal_columns(key: jax.Array, shape: tuple[int, int], dtype: Any, whiten: bool) -> jax.Array:
@@ -189,21 +183,21 @@ def _extend(basis: jax.Array, columns: jax.Array, start: jax.Array) -> jax.Array
     """Add the directions of `columns` outside of the span of `basis` to it, from column `start` on."""
     rest = columns
     for _ in range(2):  # twice is enough
-        rest = rest - _multiply(basis, _mean_inner(basis, rest))
+        rest = rest - matmul(basis, _mean_inner(basis, rest))
     left, triangle = jnp.linalg.qr(rest)
     rotation, lengths, _ = jnp.linalg.svd(triangle)
     limit = 100 * jnp.finfo(basis.dtype).eps * jnp.linalg.norm(columns)
     kept = jnp.where(lengths > limit, jnp.sqrt(jnp.asarray(basis.shape[0], basis.dtype)), 0)
-    return jax.lax.dynamic_update_slice(basis, _multiply(left, rotation) * kept, (jnp.int32(0), start))
+    return jax.lax.dynamic_update_slice(basis, matmul(left, rotation) * kept, (jnp.int32(0), start))
 
 
 def _ascend(layer: TPLayer, x: jax.Array, zdot: bool) -> jax.Array:
     """W_t x."""
     known = _mean_inner(layer.below, x)
-    above = _multiply(layer.update, known)
+    above = matmul(layer.update, known)
     if zdot:
         above = above + _mean_inner(layer.backward_noise, x)
-    return _multiply(layer.forward_noise, known) + _multiply(layer.above, above)
+    return matmul(layer.forward_noise, known) + matmul(layer.above, above)
 
 
 def _descend(layer: TPLayer, dh: jax.Array, zdot: bool) -> jax.Array:
@@ -222,7 +216,7 @@ def _forward(
     state: TPState, x: jax.Array, phi: Activation, zdot: bool, start: jax.Array
 ) -> tuple[TPState, list[jax.Array], list[jax.Array], jax.Array]:
     """(state that has met x, pre-activations, activations, each (M, P), and outputs (P, do))."""
-    pre = [_multiply(state.first, x.T)]
+    pre = [matmul(state.first, x.T)]
     hidden = []
     for layer in state.hidden:
         act = phi(pre[-1])
@@ -239,19 +233,19 @@ def _update(
     """One step of gradient descent, of a state that has met x."""
     size = jnp.sqrt(jnp.sum(chi * chi, axis=1))
     direction = jnp.where(size[:, None] > 0, chi / jnp.where(size > 0, size, 1)[:, None], 0)
-    dx = _multiply(state.readout, direction.T)
+    dx = matmul(state.readout, direction.T)
     hidden = []
     for h, act, layer in zip(pre[:0:-1], acts[-2::-1], state.hidden[::-1], strict=True):
         dh = jax.jvp(phi, (h,), (dx,))[1]
         layer = layer._replace(above=_extend(layer.above, dh, state.used))
         dx = _descend(layer, dh, zdot)
-        change = _multiply(_mean_inner(layer.above, dh) * size, _mean_inner(layer.below, act).T)
+        change = matmul(_mean_inner(layer.above, dh) * size, _mean_inner(layer.below, act).T)
         hidden.append(layer._replace(update=layer.update - lr * change))
     dh = jax.jvp(phi, (pre[0],), (dx,))[1]
     return state._replace(
-        first=state.first - lr * _multiply(dh * size, x),
+        first=state.first - lr * matmul(dh * size, x),
         hidden=tuple(hidden[::-1]),
-        readout=state.readout - lr * _multiply(acts[-1], chi),
+        readout=state.readout - lr * matmul(acts[-1], chi),
         used=state.used + x.shape[0],
     )
 
@@ -263,12 +257,6 @@ def _guarded(old: TPState, new: TPState, fits: jax.Array) -> TPState:
     status = jnp.where(fits, status, Status.MAX_STEPS)
     status = jnp.where(old.status == Status.COMPLETED, status, old.status).astype(jnp.int32)
     return tree.where(status == Status.COMPLETED, new, old)._replace(status=status)
-
-
-def _require_inputs(where: str, name: str, x: Any, d: int, dtype: Any) -> None:
-    rule = f"must have shape (n, {d}), n >= 1, and dtype {dtype}"
-    is_fine = x.ndim == 2 and x.shape[0] > 0 and x.shape[1] == d and x.dtype == dtype
-    check.require(is_fine, where, name, rule, f"{x.shape} {x.dtype}")
 
 
 def _fits(state: TPState, num: int) -> jax.Array:
@@ -315,7 +303,7 @@ def tp_limit_step(
     Array([[2.]], dtype=float32)
     """
     where = "tp_limit_step"
-    _require_inputs(where, "xb", xb, state.first.shape[1], state.first.dtype)
+    require_inputs(where, "xb", xb, state.first.shape[1], state.first.dtype)
     check.require_number(where, "lr", lr)
     met, pre, acts, outputs = _forward(state, xb, phi, zdot, state.used)
     chi = loss_grad(outputs, yb)
@@ -339,7 +327,7 @@ def tp_limit_apply(state: TPState, x: jax.Array, *, phi: Activation, zdot: bool 
     Raises:
       ValueError: if shapes or dtypes do not fit.
     """
-    _require_inputs("tp_limit_apply", "x", x, state.first.shape[1], state.first.dtype)
+    require_inputs("tp_limit_apply", "x", x, state.first.shape[1], state.first.dtype)
     outputs = _forward(state, x, phi, zdot, state.used)[3]
     return jnp.where(_fits(state, x.shape[0]), outputs, jnp.nan)
 
@@ -401,22 +389,8 @@ def tp_limit(
     [0.0, 0.2, 0.36288]
     """
     where = "tp_limit"
-    check.require_floating(where, "X", X)
-    check.require(X.ndim == 2 and X.shape[0] > 0, where, "X", "must have shape (P, d), P >= 1", X.shape)
-    if X_test is not None:
-        _require_inputs(where, "X_test", X_test, X.shape[1], X.dtype)
-    check.require_integer(where, "steps", steps, 1)
-    check.require_integer(where, "replicas", replicas, 2)
-    check.require_number(where, "lr", lr)
-    is_rate = jnp.shape(lr) in ((), (steps,))
-    check.require(is_rate, where, "lr", f"must be a number or have shape ({steps},)", jnp.shape(lr))
+    do, rates = require_descent(where, X, Y, X_test, do=do, loss_grad=loss_grad, lr=lr, steps=steps, replicas=replicas)
     num, num_test = X.shape[0], 0 if X_test is None else X_test.shape[0]
-    if do is None:
-        check.require(jnp.ndim(Y) == 2, where, "Y", "must have shape (P, do), or do be given", jnp.shape(Y))
-        do = jnp.shape(Y)[1]
-    shape = jax.eval_shape(loss_grad, jax.ShapeDtypeStruct((num, do), X.dtype), Y).shape
-    check.require(shape == (num, do), where, "loss_grad", f"must return shape {(num, do)}", shape)
-    rates = jnp.append(jnp.broadcast_to(jnp.asarray(lr, X.dtype), (steps,)), jnp.zeros(1, X.dtype))
 
     def run(one_key: jax.Array) -> tuple[tuple, jax.Array]:
         capacity = (steps + 1) * num + num_test
@@ -446,5 +420,5 @@ def tp_limit(
         return values, end.status
 
     values, statuses = jax.lax.map(run, jax.random.split(key, replicas))
-    outputs, test, kernels = ((jnp.mean(v, axis=0), jnp.std(v, axis=0, ddof=1) / replicas**0.5) for v in values)
+    outputs, test, kernels = (mean_and_stderr(v) for v in values)
     return TPResult(*outputs, *test, *kernels, status=jnp.max(statuses))

@@ -251,7 +251,7 @@ def test_refused_starts(change, message, key):
         ({"steps": 0}, "steps must be at least 1"),
         ({"lr": jnp.ones(3)}, "lr must be a number or have shape"),
         ({"loss_grad": lambda f, y: jnp.sum(f)}, "loss_grad must return shape"),
-        ({"X_test": jnp.ones((1, 2))}, "x must have shape"),
+        ({"X_test": jnp.ones((1, 2))}, "X_test must have shape"),
         ({"quadrature": "mc"}, "key must be given"),
         ({"quadrature": "mc", "replicas": 1}, "replicas must be at least 2"),
     ],
