@@ -8,11 +8,11 @@ and else shrunk. For a Newton-like direction alpha = 1 is the right step near a 
 a stricter c of its own (the "pure" test); a step remembered from earlier directions is tried after that.
 
 Merits are the loss, or the squared gradient norm (Roosta et al. 1810.00303), whose slope is 2 <p, H g>. A merit of NaN
-is no step, so the line search also keeps the iteration inside the domain.
+is no step, nor is one of minus infinity, so the line search also keeps the iteration inside the domain.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,9 @@ def backtracking(
     """The first alpha of step_size shrink^n, n = 0, 1, ..., with m(alpha) <= m(0) + c alpha m'(0).
 
     Args:
-      merit_fn: alpha -> m(alpha), scalars of one dtype.
-      value: m(0).
-      slope: m'(0); nothing is tried unless it is negative.
+      merit_fn: alpha -> m(alpha), a real floating-point scalar for one of the dtype of `value`.
+      value: m(0), a real floating-point scalar.
+      slope: m'(0), likewise; nothing is tried unless it is negative.
       step_size: the first alpha, positive.
       shrink: in (0, 1).
       sufficient_decrease: c, in (0, 1).
@@ -65,7 +65,10 @@ def backtracking(
       A `LineSearchResult`.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or value, slope or merit is no real floating-point scalar.
+
+    Accuracy: (1) is taken as computed: where c alpha |m'(0)| is below the rounding of m(0), a step that leaves m as it
+    is passes.
 
     Cost: one merit per trial, in one `while_loop` (under `vmap` as many as the worst member needs).
 
@@ -83,9 +86,12 @@ def backtracking(
     if pure_decrease is not None:
         check.require_number(where, "pure_decrease", pure_decrease, 0.0, 1.0, exclusive=True)
     value, slope = jnp.asarray(value), jnp.asarray(slope)
+    for name, number in (("value", value), ("slope", slope)):
+        _require_real_scalar(where, name, "must be a real floating-point scalar", number)
     dtype, has_pure = value.dtype, pure_decrease is not None
-    shape = jax.eval_shape(merit_fn, jax.ShapeDtypeStruct((), dtype))
-    check.require(shape.shape == (), where, "merit_fn", "must return one scalar", f"shape {shape.shape}")
+    slope = slope.astype(dtype)
+    merit_shape = jax.eval_shape(merit_fn, jax.ShapeDtypeStruct((), dtype))
+    _require_real_scalar(where, "merit_fn", "must return one scalar, real floating-point", merit_shape)
     start = jnp.asarray(step_size, dtype)
     c = jnp.asarray(sufficient_decrease, dtype)
     pure_c = jnp.asarray(pure_decrease if has_pure else sufficient_decrease, dtype)
@@ -95,7 +101,7 @@ def backtracking(
         is_first = (number == 0) & has_pure
         tried = jnp.where(is_first, 1, alpha)
         merit = merit_fn(tried).astype(dtype)
-        accepted = merit <= value + jnp.where(is_first, pure_c, c) * tried * slope
+        accepted = jnp.isfinite(merit) & (merit <= value + jnp.where(is_first, pure_c, c) * tried * slope)
         following = jnp.where(is_first, alpha, alpha * jnp.asarray(shrink, dtype))
         return number + 1, following, tried, merit, accepted
 
@@ -114,3 +120,8 @@ def backtracking(
         num_evaluations=number,
         status=jnp.where(accepted, Status.CONVERGED, failure).astype(jnp.int32),
     )
+
+
+def _require_real_scalar(where: str, argument: str, rule: str, value: Any) -> None:
+    is_real = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating)
+    check.require(is_real, where, argument, rule, f"{value.dtype}{list(value.shape)}")

@@ -137,6 +137,8 @@ class _Setup(NamedTuple):
 
 
 _RUNNING = -1
+_DEFAULTS = {2.0**-52: (1e-10, 7e7), 2.0**-23: (1e-4, 3e3)}
+"""eps -> (rtol, max_condition)."""
 
 
 def minres_qlp(
@@ -157,14 +159,15 @@ def minres_qlp(
         differ from member to member.
       b: the right-hand side, a pytree of real arrays of the operator's structure.
       rtol: stop where |r| <= rtol (|A| |x| + |b|) or |A r| <= rtol |A| |r|; in (0, 1). None is 1e-10 in float64, 1e-4
-        in float32. Below some 1e-11 (1e-5) it may be out of reach, which the status tells.
+        in float32, 4 eps in half precision (of the coarsest leaf). Below some 1e-11 (1e-5) it may be out of reach,
+        which the status tells.
       max_steps: cap of the Lanczos steps; may be traced unless `reorthogonalise`. None is 2 P. Without
         reorthogonalisation a condition number of 1e8 takes some fifteen times P.
       max_norm: cap of |x| (the `maxxnorm` of other codes), positive.
       max_condition: pivots below |A| / max_condition are zero (the `acondlim`). None is 1 / sqrt(eps): 7e7 in float64,
-        3e3 in float32. Eigenvalues of that size, relative to |A|, are thereby *partly* ignored. A smaller one stops an
-        incompatible system before it has converged; with a much larger one, where `rtol` does not stop it, rounding
-        errors grow.
+        3e3 in float32, 11 in bfloat16. Eigenvalues of that size, relative to |A|, are thereby *partly* ignored. A
+        smaller one stops an incompatible system before it has converged; with a much larger one, where `rtol` does not
+        stop it, rounding errors grow.
       reorthogonalise: keep all v_k (max_steps, at most P, vectors) and project on them: for systems of large condition,
         in fewer steps.
       loop: "device", "host" or "auto", as in `jflat.curvature.lanczos`.
@@ -172,10 +175,11 @@ def minres_qlp(
     Returns:
       A `MinresQLPResult`. `status` is CONVERGED where the fresh residual meets ten times `rtol` in one of the two
       senses, or b = 0; MAX_STEPS; STAGNATION where the iteration ended for another reason (`flag`) or the tolerance was
-      out of reach; ASYMMETRIC where `asymmetry` > eps^(2/3) (4e-11 in float64, 2e-5 in float32); NON_FINITE, x = 0.
+      out of reach; ASYMMETRIC where `asymmetry` > eps^(2/3) (4e-11 in float64, 2e-5 in float32, .04 in bfloat16, of the
+      coarsest leaf); NON_FINITE, x = 0.
 
     Raises:
-      ValueError: if b is not of the operator's structure, or an argument is out of range.
+      ValueError: if b is empty or not of the operator's structure, or an argument is out of range.
 
     Accuracy: against the pseudo-inverse, for matrices whose nonzero eigenvalues lie within a factor of ten (P = 24 and
     40, float64): 1e-9 for compatible systems, positive, indefinite or singular. For singular incompatible ones 1e-13
@@ -211,13 +215,17 @@ def minres_qlp(
     if not isinstance(operator, LinearOperator):
         operator = from_function(operator, b)
     check.require_same_structure(where, "b", b, operator.structure)
+    check.require(operator.size > 0, where, "b", "must have at least one number", operator.size)
     dtype = jax.eval_shape(tree.inner, b, b).dtype
-    is_double = dtype == jnp.float64
-    rtol = (1e-10 if is_double else 1e-4) if rtol is None else rtol
-    max_condition = (7e7 if is_double else 3e3) if max_condition is None else max_condition
+    eps = _rounding(b)
+    usual_rtol, usual_condition = _DEFAULTS.get(eps, (4 * eps, eps**-0.5))
+    rtol = usual_rtol if rtol is None else rtol
+    max_condition = usual_condition if max_condition is None else max_condition
     max_steps = 2 * operator.size if max_steps is None else max_steps
     check.require_number(where, "rtol", rtol, 0.0, 1.0, exclusive=True)
-    check.require_number(where, "max_norm", max_norm, 0.0, exclusive=False, finite=False)
+    check.require_number(where, "max_norm", max_norm, 0.0, finite=False)
+    is_zero = isinstance(max_norm, int | float) and max_norm == 0
+    check.require(not is_zero, where, "max_norm", "must be positive", max_norm)
     check.require_number(where, "max_condition", max_condition, 1.0)
     check.require_integer(where, "max_steps", max_steps, 1)
     rows = 0
@@ -263,6 +271,11 @@ def _signs(like: PyTree) -> PyTree:
         signs.append(jnp.where(is_up, length, -length).reshape(leaf.shape))
         place += leaf.size
     return jax.tree.unflatten(treedef, signs)
+
+
+def _rounding(v: PyTree) -> float:
+    """eps of the coarsest leaf."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(v))
 
 
 def _norm(v: PyTree) -> jax.Array:
@@ -457,7 +470,7 @@ def _result(
         return _divide(gap, _norm(signs_image) * _norm(y) + _norm(y_image))
 
     skew = jnp.maximum(asymmetry(x, x_image), asymmetry(unit, unit_image))
-    eps = jnp.finfo(norm.dtype).eps
+    eps = _rounding(x)
     is_solved = residual_norm <= 10 * setup.rtol * (norm * length + setup.b_norm)
     is_least = shrunk <= jnp.maximum(10 * setup.rtol, 100 * eps) * norm
     otherwise = jnp.where(state.flag == MinresFlag.MAX_STEPS, Status.MAX_STEPS, Status.STAGNATION)

@@ -60,6 +60,15 @@ def test_no_descent_and_nan():
         assert (int(result.status), float(result.step_size)) == (Status.NON_FINITE, 0.0)
     walled = backtracking(lambda a: jnp.where(a > 0.1, jnp.nan, 1 - a), one, -one)  # NaN is no step
     assert float(walled.step_size) == 0.0625
+    pit = backtracking(lambda a: jnp.where(a > 0.1, -jnp.inf, 1 - a), one, -one)  # nor is minus infinity
+    assert (float(pit.step_size), float(pit.value)) == (0.0625, 0.9375)
+
+
+def test_the_slope_follows_the_value_and_half_precision_works():
+    result = backtracking(
+        lambda a: (1 - a) ** 2, jnp.bfloat16(1), jnp.float32(-2), step_size=4.0, sufficient_decrease=0.1
+    )
+    assert (float(result.step_size), result.value.dtype) == (1.0, jnp.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,9 @@ def test_refused(settings, message):
         run(**settings)
     with pytest.raises(ValueError, match="merit_fn must"):
         backtracking(lambda a: jnp.ones(2), jnp.float32(1), jnp.float32(-1))
+    with pytest.raises(ValueError, match="merit_fn must return one scalar, real floating-point"):
+        backtracking(lambda a: jnp.complex64(1), jnp.float32(1), jnp.float32(-1))
+    with pytest.raises(ValueError, match=r"value must be a real floating-point scalar; got int32\[\]"):
+        backtracking(lambda a: 1 - a, jnp.int32(1), jnp.int32(-1))
+    with pytest.raises(ValueError, match=r"slope must be a real floating-point scalar; got float32\[2\]"):
+        backtracking(lambda a: 1 - a, jnp.float32(1), -jnp.ones(2))

@@ -117,6 +117,20 @@ def test_float32_reaches_its_own_tolerance():
     np.testing.assert_allclose(tiny.solution, exact, atol=1e-3 * np.linalg.norm(exact))
 
 
+def test_half_precision_is_judged_by_its_own_rounding():
+    """A symmetric matrix is not called asymmetric for the rounding of its products, and one that is not still is."""
+    for dtype in (jnp.bfloat16, jnp.float16):
+        matrix, b = jnp.diag(jnp.array([2.0, 1.0, 3.0], dtype)), jnp.array([1.0, 1.0, 1.0], dtype)
+        result = solve(matrix, b)
+        assert Status(int(result.status)) == Status.CONVERGED
+        np.testing.assert_allclose(np.asarray(result.solution, float), [0.5, 1, 1 / 3], rtol=0.03)
+        skewed = solve(matrix.at[0, 2].set(1.0), b)
+        assert Status(int(skewed.status)) == Status.ASYMMETRIC
+    mixed = minres_qlp(lambda v: {"a": 2 * v["a"], "b": 3 * v["b"]}, {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3)})
+    assert Status(int(mixed.status)) == Status.CONVERGED
+    assert mixed.solution["a"].dtype == jnp.bfloat16
+
+
 def test_large_condition_needs_the_stored_basis(x64):
     """Condition 1e5 with a kernel: P steps on an orthogonal basis, more than 2 P without; both know."""
     generator = np.random.default_rng(0)
@@ -210,6 +224,8 @@ def test_one_trace_for_all_matrices(x64):
         (lambda: minres_qlp(jnp.negative, jnp.ones(3), max_steps=0), "max_steps must be at least 1"),
         (lambda: minres_qlp(jnp.negative, jnp.ones(3), max_condition=0.5), "max_condition must"),
         (lambda: minres_qlp(jnp.negative, jnp.ones(3), max_norm=-1.0), "max_norm must"),
+        (lambda: minres_qlp(jnp.negative, jnp.ones(3), max_norm=0.0), "max_norm must be positive; got 0.0"),
+        (lambda: minres_qlp(jnp.negative, jnp.ones(0)), "b must have at least one number"),
     ],
 )
 def test_refused(call, message):
