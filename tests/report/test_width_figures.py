@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jflat.report import figures
-from jflat.report.width_figures import coordinate_check
+from jflat.report.width_figures import coordinate_check, powers
 from jflat.width import CoordTable, mup, ntp
 
 WIDTHS = (64, 128, 256, 512)
@@ -41,8 +41,26 @@ def test_a_layer_that_does_not_move_is_wrong_and_another_prediction():
     assert flat.axes[0].get_title() == "WRONG: h1, h2"
 
 
+def test_many_parametrisations_in_rows_and_all_statistics_on_one_sheet():
+    named = {name: table_of(mup(), (0, 0, 0)) for name in "abc"}
+    figure = coordinate_check(named, columns=2)
+    assert [axes.get_title()[:1] for axes in figure.axes] == ["a", "b", "", "", "c", ""]
+    sheet = {}
+    for name, tilt in (("good", 0.0), ("bad", 0.3)):
+        table = table_of(mup(), (0, tilt, 0))
+        moved = table.stats["delta"]
+        sheet[name] = table._replace(stats={"delta": moved, "dwx": np.ones_like(moved), "w0dx": np.ones_like(moved)})
+    good, bad = powers(sheet).axes
+    assert (good.get_title(), bad.get_title()) == ("good: as predicted", "bad: 1 of 8 WRONG")
+    assert [text.get_text() for text in good.get_xticklabels()] == ["h1", "h2", "f"] * 2 + ["h2", "f"]
+    assert len(good.patches) == 8
+    assert [line.get_marker() for line in bad.lines].count("x") == 1
+
+
 def test_refused():
     with pytest.raises(ValueError, match="coordinate_check: tables must have"):
         coordinate_check({})
+    with pytest.raises(ValueError, match="powers: tables must have"):
+        powers({})
     with pytest.raises(ValueError, match="coordinate_check: stat must be one of"):
         coordinate_check(table_of(mup(), (0, 0, 0)), "act")
