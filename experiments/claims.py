@@ -23,7 +23,7 @@ from jflat.report import (
     write_page,
 )
 
-__all__ = ["Claim", "agrees", "failures", "how_it_was_run", "judge", "measured", "page", "picture"]
+__all__ = ["Claim", "agrees", "cell", "failures", "holds", "how_it_was_run", "judge", "measured", "page", "picture"]
 
 STATUS_TEXT = (
     "Holds: within the bounds beyond two standard errors; does not hold: outside of them beyond two standard errors; "
@@ -54,6 +54,34 @@ def measured(values: Any) -> Measured:
         return Measured(float("nan"), None)
     mean, stderr = mean_and_stderr(good)
     return Measured(float(mean), float(stderr))
+
+
+def cell(stored: Mapping[str, Any] | None, scale: float = 1.0) -> Measured:
+    """A measured value as metrics store it, times `scale`, for a table or a figure.
+
+    Args:
+      stored: with "value" and "stderr", as `Measured._asdict()` is read back; None is a number that is not known.
+      scale: positive; 100 for per cent.
+
+    Returns:
+      Two floats: NaN (a dash in tables) for what is not known.
+
+    >>> cell({"value": 0.25, "stderr": 0.5}, 100), cell({"value": 2.0, "stderr": None})
+    (Measured(value=25.0, stderr=50.0), Measured(value=2.0, stderr=nan))
+    """
+    known = stored or {"value": None, "stderr": None}
+    return Measured(*(float("nan") if known[name] is None else scale * known[name] for name in ("value", "stderr")))
+
+
+def holds(condition: Any) -> str:
+    """Whether an exact condition (all of an array) "holds" or "does not hold"; None is "undecided".
+
+    >>> holds(1 < 2), holds(np.arange(3) < 2), holds(None)
+    ('holds', 'does not hold', 'undecided')
+    """
+    if condition is None:
+        return "undecided"
+    return "holds" if np.all(condition) else "does not hold"
 
 
 def judge(value: Measured, low: float, high: float) -> str:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims import how_it_was_run, judge, measured
+from experiments.claims import cell, how_it_was_run, judge, measured
 from experiments.curvature.networks import LABELS
 from experiments.registry import Summary
 from jflat.core import Status, succeeded
@@ -257,16 +257,11 @@ def _pictures(
     ]
 
 
-def _cell(value: Mapping[str, Any], scale: float = 1.0) -> Measured:
-    number, stderr = value["value"], value["stderr"]
-    return Measured(float("nan") if number is None else scale * number, None if stderr is None else scale * stderr)
-
-
 def _tables(run: Mapping[str, Any], name: str, arrays: Arrays) -> list[tuple[list[str], list[list[Any]], str]]:
     """(header, rows, caption) of what is told of one network."""
     own = run["networks"][name]
     words = ("train loss", "train error", "test error", "top eigenvalue", "trace", "largest ratio")
-    rows = [[LABELS[name], own["size"], *(_cell(own[word]) for word in words)]]
+    rows = [[LABELS[name], own["size"], *(cell(own[word]) for word in words)]]
     tables = [(["network", "P", *words], rows, "At the end of training; errors in per cent, eigenvalues in nats.")]
     top, other = arrays["hessian.values"], arrays["gauss_newton.values"]
     found = ratios(np.asarray(top, np.float64))
@@ -280,17 +275,15 @@ def _tables(run: Mapping[str, Any], name: str, arrays: Arrays) -> list[tuple[lis
         [
             r["layer"],
             r["size"],
-            *map(_cell, (r["top"], r["trace"], r["diagonal"])),
+            *map(cell, (r["top"], r["trace"], r["diagonal"])),
             r["probe_stderr"],
-            _cell(r["outliers"]),
+            cell(r["outliers"]),
         ]
         for r in own["layers"]
     ]
     total = np.sum([np.asarray(arrays[f"block.{r['layer']}.trace"], np.float64) for r in own["layers"]], axis=0)
     rows.append(["all layers", own["size"], None, measured(total), None, None, None])
-    rows.append(
-        ["H, by its density", own["size"], *map(_cell, (own["top eigenvalue"], own["trace"])), None, None, None]
-    )
+    rows.append(["H, by its density", own["size"], *map(cell, (own["top eigenvalue"], own["trace"])), None, None, None])
     caption = (
         "Diagonal blocks of H, one for each layer. The traces of all layers add up to that of H, which its density "
         "estimates from other probes; each is the sum of H's diagonal over the layer, estimated from H as a whole. The "
@@ -325,7 +318,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     sections, texts = [], []
     for name in run["layers"]:
         claims = [row for row in run["claims"] if row["network"] == LABELS[name]]
-        rows = [[r["claim"], r["status"], format_measured(*_cell(r["ours"])), r["theirs"], r["source"]] for r in claims]
+        rows = [[r["claim"], r["status"], format_measured(*cell(r["ours"])), r["theirs"], r["source"]] for r in claims]
         blocks.append(Table([f"{LABELS[name]}: {header[0]}", *header[1:]], rows))
         texts.append(f"{LABELS[name]}\n{text_table(header, rows)}")
     blocks.append(Table(["number", "how it is taken, for each seed"], DEFINITIONS, claim))

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims import how_it_was_run, measured
+from experiments.claims import cell, holds, how_it_was_run, measured
 from experiments.entropic.methods import LABELS, Hyperparameters, MethodName
 from experiments.registry import Summary
 from jflat.core import Status, succeeded
@@ -105,7 +105,7 @@ def _verdict(value: Measured, wanted_sign: int) -> str:
         return "undecided"
     if abs(value.value) <= 2 * value.stderr:
         return "undecided"
-    return "holds" if value.value * wanted_sign > 0 else "does not hold"
+    return holds(value.value * wanted_sign > 0)
 
 
 def _claims(config: Mapping[str, Any], arrays: Arrays, correlations: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -178,14 +178,9 @@ def _rows(
     rows = []
     for method in config["methods"]:
         values = metrics["methods"][model][method]
-        cells = [Measured(**values[quantity]) for quantity in quantities]
         cells = [
-            Measured(
-                100 * c.value if c.value is not None else float("nan"), None if c.stderr is None else 100 * c.stderr
-            )
-            if quantity in ("test_error", "train_error", "local_energy")
-            else Measured(float("nan") if c.value is None else c.value, c.stderr)
-            for c, quantity in zip(cells, quantities, strict=True)
+            cell(values[quantity], 100 if quantity in ("test_error", "train_error", "local_energy") else 1)
+            for quantity in quantities
         ]
         rows.append([label(config["hyper"], method), values["gradient_evaluations"], *cells])
     return rows
@@ -271,14 +266,14 @@ def _pictures(
 
 
 def _correlation_rows(metrics: Mapping[str, Any], model: str) -> list[list[Any]]:
-    def cell(row: Mapping[str, Any], kind: str) -> str:
+    def text(row: Mapping[str, Any], kind: str) -> str:
         if row.get(kind) is None or None in row[f"{kind}_interval"]:
             return "undefined"
         low, high = row[f"{kind}_interval"]
         return _with_interval(row[kind], low, high)
 
     rows = metrics["correlations"][model]
-    return [[MEASURES[m], cell(row, "pooled"), cell(row, "within"), row["runs"]] for m, row in rows.items()]
+    return [[MEASURES[m], text(row, "pooled"), text(row, "within"), row["runs"]] for m, row in rows.items()]
 
 
 def _claim_rows(metrics: Mapping[str, Any], model: str) -> list[list[Any]]:

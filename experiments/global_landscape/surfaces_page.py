@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, measured, page, picture
+from experiments.claims import Claim, failures, holds, measured, page, picture
 from experiments.entropic.methods import LABELS
 from experiments.registry import Summary
-from jflat.report import Measured, Panel, Series, Table, draw_panels, load_run
+from jflat.report import Measured, Panel, Series, Table, draw_panels, load_run, mean_and_stderr
 from jflat.report.landscape_figures import Surface, contours
 
 __all__ = ["draw", "rises", "summarise"]
@@ -81,12 +81,8 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, changes: Mapping[str, Map
             good = change < 1e-3 if is_invariant else change > 0.01
             text = f"curves normalised {NORMALISATIONS[name]}, {label}: largest relative change"
             theirs = "none [< 0.001]" if is_invariant else "some [> 0.01]"
-            claims.append(Claim(text.replace("normalised raw", "raw"), f"{change:.2g}", theirs, _exact(good)))
+            claims.append(Claim(text.replace("normalised raw", "raw"), f"{change:.2g}", theirs, holds(good)))
     return claims
-
-
-def _exact(good: bool) -> str:
-    return "holds" if good else "does not hold"
 
 
 def draw(directory: pathlib.Path, claim: str) -> Summary:
@@ -103,9 +99,9 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     series = {}
     for method in methods:
         rows = rises(arrays, method)
-        errors = rows.std(axis=0, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.full(rows.shape[1], np.nan)
+        mean, errors = mean_and_stderr(rows)
         every = slice(None, None, max(1, rows.shape[1] // 10))
-        places, mean = arrays[f"{method}/places"], rows.mean(axis=0)
+        places = arrays[f"{method}/places"]
         series[LABELS[method]] = Series((places, mean), (places[every], mean[every], errors[every]))
     curves = draw_panels(
         [Panel("around a solution", "rise of the loss (nats)", series)],

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import how_it_was_run
+from experiments.claims import holds, how_it_was_run
 from experiments.parts import run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import Status, check, succeeded
@@ -133,7 +133,7 @@ def summarise(config: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
             rank = spearman(value[finite], error[finite]) if finite.sum() >= 2 else math.nan
             is_best = bool(finite[-1] and value[-1] >= np.max(value[finite]))
             where = f"rho = {rho:g}, {text}"
-            status = "undecided" if math.isnan(rank) else "holds" if rank < 0 and is_best else "does not hold"
+            status = holds(None if math.isnan(rank) else rank < 0 and is_best)
             ours = f"{'best' if is_best else 'not best'} at Bayes; rank correlation with the error {rank:+.2f}"
             claims.append({"claim": f"{where}: rises towards Bayes", "ours": ours, "theirs": "yes", "status": status})
     failures = [

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import how_it_was_run, measured
+from experiments.claims import cell, how_it_was_run, measured
 from experiments.curvature.spectrum_page import verdict
 from experiments.entropic.flatness_page import label
 from experiments.registry import Summary
 from jflat.core import succeeded
 from jflat.replica import bayes_error
 from jflat.report import (
-    Measured,
     Panel,
     Picture,
     Section,
@@ -86,11 +85,6 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     return {"rows": rows, "claims": claims, "failures": failures}
 
 
-def _cell(value: Mapping[str, Any]) -> Measured:
-    known = value["value"] is not None
-    return Measured(100 * value["value"] if known else math.nan, 100 * (value["stderr"] or math.nan))
-
-
 def _panels(
     config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Arrays, loss: str, alpha: float
 ) -> list[Panel]:
@@ -103,7 +97,7 @@ def _panels(
         curve = 100 * arrays[f"{name}/theory/increment"], 100 * arrays[f"{name}/theory/generalisation_error"]
         series = {"ridge (theory)": Series(line=curve)}
         for method, cells in row["methods"].items():
-            x, y = _cell(cells["increment"]), _cell(cells["generalisation_error"])
+            x, y = cell(cells["increment"], 100), cell(cells["generalisation_error"], 100)
             point = tuple(np.array([v]) for v in (x.value, y.value, y.stderr))
             x_error = None if x.stderr is None else np.nan_to_num([x.stderr])
             series[label(config["hyper"], method)] = Series(None, point, x_error)  # type: ignore[arg-type]
@@ -118,7 +112,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     config, metrics, arrays = stored.config, stored.metrics, stored.arrays
     claims_header = ["loss and clouds", "method", "claim", "status", "ours (points)", "theirs"]
     claims = [
-        [c["part"], c["method"], c["claim"], c["status"], format_measured(*_cell(c["ours"])), c["theirs"]]
+        [c["part"], c["method"], c["claim"], c["status"], format_measured(*cell(c["ours"], 100)), c["theirs"]]
         for c in metrics["claims"]
     ]
     header = ["loss", "alpha", "rho", "method", "test error %", "flatness", "training error %"]
@@ -126,7 +120,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     for row in metrics["rows"]:
         key = [row["loss"], row["alpha"], row["rho"]]
         for method, cells in row["methods"].items():
-            rows.append([*key, label(config["hyper"], method), *(_cell(cells[q]) for q in QUANTITIES)])
+            rows.append([*key, label(config["hyper"], method), *(cell(cells[q], 100) for q in QUANTITIES)])
         best = row["best_ridge"]
         rows.append([*key, f"best ridge, {best['ridge']:.2g} (theory)", *(100 * best[q] for q in QUANTITIES)])
         rows.append([*key, "Bayes-optimal", 100 * row["bayes"], None, None])

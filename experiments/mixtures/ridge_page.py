@@ -4,14 +4,13 @@ Everything here works on stored arrays: `loss/rho/theory/curve.*`, `loss/rho/the
 `loss/rho/N=.../quantity`, (seeds, ridges).
 """
 
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.claims import failures, how_it_was_run
+from experiments.claims import cell, failures, holds, how_it_was_run
 from experiments.registry import Summary
 from jflat.replica import bayes_error
 from jflat.report import (
@@ -125,9 +124,8 @@ def _claims(config: Mapping[str, Any], arrays: Arrays, comparisons: list[dict[st
     claims: list[dict[str, Any]] = []
     alpha, delta = config["alpha"], config["delta"]
 
-    def add(claim: str, ours: str, theirs: str, holds: bool | None) -> None:
-        status = "undecided" if holds is None else "holds" if holds else "does not hold"
-        claims.append({"claim": claim, "ours": ours, "theirs": theirs, "status": status})
+    def add(claim: str, ours: str, theirs: str, condition: bool | None) -> None:
+        claims.append({"claim": claim, "ours": ours, "theirs": theirs, "status": holds(condition)})
 
     for rho in config["rhos"]:
         optimum = bayes_error(alpha, delta, rho)
@@ -286,12 +284,6 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
     return pictures
 
 
-def _cell(value: Mapping[str, Any]) -> Measured:
-    return Measured(
-        float("nan") if value["value"] is None else 100 * value["value"], 100 * (value["stderr"] or math.nan)
-    )
-
-
 def draw(directory: pathlib.Path, claim: str) -> Summary:
     """Figures, tables and the page of a finished run, from its stored arrays."""
     stored = load_run(directory)
@@ -306,8 +298,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             r["ridge"],
             QUANTITIES[r["quantity"]].partition(":")[0],
             100 * r["theory"],
-            *(_cell(r["differences"][n]) for n in sizes),
-            _cell(r["limit"]),
+            *(cell(r["differences"][n], 100) for n in sizes),
+            cell(r["limit"], 100),
             r["largest"],
         ]
         for r in metrics["comparisons"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, judge, page, picture
+from experiments.claims import Claim, failures, holds, judge, page, picture
 from experiments.registry import Summary
 from experiments.success import shift, threshold, wilson
 from jflat.core import Status
@@ -75,7 +75,7 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     for name, load in theory.items():
         near = abs(load - THEORY[name]) < 2e-3
         ours, theirs = f"{load:.4f}", f"{THEORY[name]:g}"
-        claims.append(Claim(f"theory: {PLACES[name]}", ours, theirs, "holds" if near else "does not hold"))
+        claims.append(Claim(f"theory: {PLACES[name]}", ours, theirs, holds(near)))
     slowest = min(config["rates"])
     for row in rows:
         if row["kind"] == "messages" and EASY in row["alphas"]:

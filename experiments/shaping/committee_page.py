@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, measured, page, picture
+from experiments.claims import Claim, cell, failures, measured, page, picture
 from experiments.registry import Summary
 from experiments.shaping.searches import LABELS
 from jflat.core import Status
@@ -150,12 +150,6 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
     return [picture(directory, *one) for one in drawn]
 
 
-def _cell(value: Mapping[str, Any], scale: float = 1.0) -> Measured | None:
-    if value["value"] is None:
-        return None
-    return Measured(scale * value["value"], None if value["stderr"] is None else scale * value["stderr"])
-
-
 def draw(directory: pathlib.Path, claim: str) -> Summary:
     """Figures, tables and the page of a finished run, from its stored arrays."""
     stored = load_run(directory)
@@ -176,11 +170,11 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
             LABELS[name],
             f"{own['solved']}/{n}",
             own["kept"],
-            _cell(own["test_error"], 100.0),
-            _cell(own["energy"], 100.0),
-            _cell(own["deficit"]),
+            cell(own["test_error"], 100.0),
+            cell(own["energy"], 100.0),
+            cell(own["deficit"]),
             own["entropies"],
-            _cell(own["train_error"], 100.0),
+            cell(own["train_error"], 100.0),
         ]
         for name, own in metrics["searches"].items()
     ]
@@ -189,7 +183,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         f"Entropy lost: that of all configurations at the same distance less the local entropy, at field "
         f"{config['fields'][-1]:g}, where belief propagation converged (number of draws)."
     )
-    correlation_rows = [[name, _cell(value)] for name, value in metrics["correlations"].items()]
+    correlation_rows = [[name, cell(value)] for name, value in metrics["correlations"].items()]
     tables = [
         Table(header, rows, caption),
         Table(["rank correlation with the test error", "value"], correlation_rows, "Positive: flatter is better."),

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, agrees, failures, judge, measured, page, picture
+from experiments.claims import Claim, agrees, cell, failures, judge, measured, page, picture
 from experiments.registry import Summary
 from experiments.shaping.searches import LABELS
 from jflat.core import Status
 from jflat.report import (
-    Measured,
     Panel,
     Picture,
     Series,
@@ -418,12 +417,6 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
     return [picture(directory, *one) for one in drawn]
 
 
-def _cell(value: Mapping[str, Any] | None, scale: float = 1.0) -> Measured | None:
-    if value is None or value["value"] is None:
-        return None
-    return Measured(scale * value["value"], None if value["stderr"] is None else scale * value["stderr"])
-
-
 def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Arrays) -> list[Table]:
     n = config["num_instances"]
     columns = {
@@ -436,7 +429,7 @@ def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Array
         "γ at the end": ("gamma", 1.0),
     }
     rows: list[list[Any]] = [
-        [LABELS[name], f"{own['solved']}/{n}", *(_cell(own.get(q), scale) for q, scale in columns.values())]
+        [LABELS[name], f"{own['solved']}/{n}", *(cell(own.get(q), scale) for q, scale in columns.values())]
         for name, own in metrics["searches"].items()
     ]
     caption = (
@@ -448,7 +441,7 @@ def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Array
     rows = []
     for name, own in metrics["norms"].items():
         way, _, epochs = name.partition("/")
-        rows.append([way, int(epochs), *(_cell(own[q], 100.0) for q in ("flattest", "last_error", "last_rise"))])
+        rows.append([way, int(epochs), *(cell(own[q], 100.0) for q in ("flattest", "last_error", "last_rise"))])
     caption = (
         f"γ between {config['norm_ends'][0]:g} and {config['norm_ends'][1]:g}: error with flips of the flattest "
         "solution met on the way, error of the last weights, and its rise with flips."

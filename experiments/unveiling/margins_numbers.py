@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
-from experiments.claims import Claim, agrees, failures, judge, measured
+from experiments.claims import Claim, agrees, failures, holds, judge, measured
 from experiments.success import threshold
 from jflat.core import Status
 from jflat.report import Measured, format_measured
@@ -183,10 +183,6 @@ def _found(config: Mapping[str, Any], arrays: Arrays) -> list[dict[str, Any]]:
     return rows
 
 
-def _holds(is_true: bool) -> str:
-    return "holds" if is_true else "does not hold"
-
-
 def _theory_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping[str, Any]) -> list[Claim]:
     claims: list[Claim] = []
     distances, fractions = arrays["around/distances"], np.asarray(config["fractions"])
@@ -200,36 +196,36 @@ def _theory_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping[s
         worst = float(np.max(gaps))
         text = f"largest difference {worst:.1e}"
         claims.append(
-            Claim(f"{np.size(gaps)} local entropies", text, f"printed, ± {TABLE_BAND:g}", _holds(worst < TABLE_BAND))
+            Claim(f"{np.size(gaps)} local entropies", text, f"printed, ± {TABLE_BAND:g}", holds(worst < TABLE_BAND))
         )
         k, s = arrays["volumes/margins"][-1], arrays["volumes/entropy"][0]
         near = abs(k - LARGEST_MARGIN) < 1e-4 and abs(s - ENTROPY) < 1e-4
         theirs = f"{LARGEST_MARGIN:.5f}, {ENTROPY:.5f}"
-        claims.append(Claim("largest margin; entropy of all solutions", f"{k:.5f}, {s:.5f}", theirs, _holds(near)))
+        claims.append(Claim("largest margin; entropy of all solutions", f"{k:.5f}, {s:.5f}", theirs, holds(near)))
         pair = arrays["volumes/distance"][0], arrays["volumes/distance"][-1]
         near = bool(np.all(np.abs(np.subtract(pair, PAIRS)) < 1e-3))
         theirs = " → ".join(map(str, PAIRS))
         ours = " → ".join(f"{x:.4f}" for x in pair)
-        claims.append(Claim("distance of two solutions, margin 0 → largest", ours, theirs, _holds(near)))
+        claims.append(Claim("distance of two solutions, margin 0 → largest", ours, theirs, holds(near)))
         edge = numbers["isolated_below"]
         near = abs(edge - ISOLATED) < 1e-3
         claims.append(
-            Claim("typical solutions are isolated: none at d below", f"{edge:.4f}", f"about {ISOLATED}", _holds(near))
+            Claim("typical solutions are isolated: none at d below", f"{edge:.4f}", f"about {ISOLATED}", holds(near))
         )
     at_peaks = [v for v in numbers["peak_entropies"] if np.isfinite(v)]
     gap = float(np.max(np.abs(np.subtract(at_peaks, arrays["volumes/entropy"][0])), initial=0.0))
     text = f"differs by at most {gap:.1e}"
-    claims.append(Claim("maximum over d is the entropy of all solutions", text, "identity", _holds(gap < 1e-3)))
+    claims.append(Claim("maximum over d is the entropy of all solutions", text, "identity", holds(gap < 1e-3)))
     lowest = float(np.min(value[-1]))
     claims.append(
-        Claim("solutions of largest margin are not isolated", f"least φ = {lowest:.4f}", "φ > 0", _holds(lowest > 0))
+        Claim("solutions of largest margin are not isolated", f"least φ = {lowest:.4f}", "φ > 0", holds(lowest > 0))
     )
     inside = np.flatnonzero(numbers["best_margin"] < 0.99 * arrays["volumes/margins"][-1])
     reach = (
         float(distances[inside[0] - 1]) if inside.size and inside[0] > 0 else float(distances[-1]) * (not inside.size)
     )
     text = f"for all d ≤ {reach:.3g}"
-    claims.append(Claim("surroundings densest around κ_max", text, "at small d (.05 or more)", _holds(reach >= 0.05)))
+    claims.append(Claim("surroundings densest around κ_max", text, "at small d (.05 or more)", holds(reach >= 0.05)))
     claims.append(_nested_claim(distances, numbers["farthest_margin"]))
     return claims
 
@@ -243,7 +239,7 @@ def _nested_claim(distances: np.ndarray, farthest: np.ndarray) -> Claim:
     d, margin = distances[near], farthest[near]
     i = int(np.argmin(margin))
     text = f"largest margin: {margin[0]:.3f} at d = {d[0]:g}, least {margin[i]:.3f} at {d[i]:g}"
-    return Claim(label, text, "yes", _holds(i > 0 and bool(np.all(np.diff(margin[: i + 1]) < 0))))
+    return Claim(label, text, "yes", holds(i > 0 and bool(np.all(np.diff(margin[: i + 1]) < 0))))
 
 
 def _critical_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping[str, Any]) -> list[Claim]:
@@ -256,16 +252,16 @@ def _critical_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping
             ("densest regions break up", dense, CRITICAL[name][1], 3e-3),
         ):
             label = f"{LABELS[name]}: {which}"
-            claims.append(Claim(label, f"{value:.4f}", f"{printed:g}", _holds(abs(value - printed) < band)))
+            claims.append(Claim(label, f"{value:.4f}", f"{printed:g}", holds(abs(value - printed) < band)))
         if name == "perceptron":
             text = f"{high:.4f}"
             claims.append(
                 Claim(
-                    "perceptron: break-up around κ_max", text, f"{BREAK_UP} ± .003", _holds(abs(high - BREAK_UP) < 3e-3)
+                    "perceptron: break-up around κ_max", text, f"{BREAK_UP} ± .003", holds(abs(high - BREAK_UP) < 3e-3)
                 )
             )
         text = f"{high:.4f} < {dense:.4f} < {limit:.4f}"
-        claims.append(Claim(f"{LABELS[name]}: in this order", text, "yes", _holds(high < dense < limit)))
+        claims.append(Claim(f"{LABELS[name]}: in this order", text, "yes", holds(high < dense < limit)))
     if "perceptron" in config["models"]:
         lower = {f: numbers["break_up"][f"perceptron/{f:g}"] for f in config["break_up_fractions"] if f < 1}
         high = numbers["break_up"]["perceptron/1"]
@@ -273,7 +269,7 @@ def _critical_claims(config: Mapping[str, Any], arrays: Arrays, numbers: Mapping
             text = ", ".join(f"{value:.4f} at {f:g} κ_max" for f, value in lower.items())
             earlier = all(value < high for value in lower.values())
             claims.append(
-                Claim("smaller margins break up earlier", text, "yes, slightly at .85 to .93", _holds(earlier))
+                Claim("smaller margins break up earlier", text, "yes, slightly at .85 to .93", holds(earlier))
             )
     return claims
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import measured, page, picture
+from experiments.claims import cell, measured, page, picture
 from experiments.registry import Summary
 from experiments.success import wilson
 from experiments.unveiling.margins_numbers import (
@@ -19,7 +19,7 @@ from experiments.unveiling.margins_numbers import (
     typical_distances,
 )
 from jflat.core import Status
-from jflat.report import Measured, Panel, Picture, Series, Table, draw_panels, load_run
+from jflat.report import Panel, Picture, Series, Table, draw_panels, load_run
 
 __all__ = ["draw"]
 
@@ -275,10 +275,6 @@ def _stability_figure(config: Mapping[str, Any], arrays: Arrays) -> tuple[Any, s
     return figure, caption
 
 
-def _cell(value: Mapping[str, Any]) -> Measured:
-    return Measured(math.nan if value["value"] is None else value["value"], value["stderr"])
-
-
 def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Arrays) -> list[Table]:
     shown = [i for i, d in enumerate(arrays["around/distances"]) if np.any(np.isclose(d, (0.005, *PAIRED, 0.3)))]
     header = [
@@ -325,7 +321,7 @@ def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Array
         [
             f"{row['target']:g}",
             f"{row['solved']} of {row['number']}",
-            *(_cell(row[name]) for name in ("entropy", "from_typical", "from_first", "near")),
+            *(cell(row[name]) for name in ("entropy", "from_typical", "from_first", "near")),
             row["near_typical"],
         ]
         for row in metrics["found"]
@@ -342,7 +338,7 @@ def _tables(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: Array
         "gain": "measured − measured around the first, same instance",
     }
     rows = [
-        [f"{row['target']:g}", text, *map(_cell, row[kind])] for row in metrics["found"] for kind, text in kinds.items()
+        [f"{row['target']:g}", text, *map(cell, row[kind])] for row in metrics["found"] for kind, text in kinds.items()
     ]
     caption = (
         "Differences of local entropies at fixed distances, nats per weight: mean ± standard error over instances."

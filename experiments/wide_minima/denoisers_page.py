@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, measured, page, picture
+from experiments.claims import Claim, cell, failures, holds, measured, page, picture
 from experiments.registry import Summary
 from jflat.core import Status
-from jflat.report import Measured, Panel, Picture, Series, Table, draw_panels, load_run
+from jflat.report import Panel, Picture, Series, Table, draw_panels, load_run
 
 __all__ = ["decoupling", "draw", "last", "summarise", "unevenness"]
 
@@ -65,7 +65,7 @@ def _claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
                     text,
                     f"largest {capped.max():.3f}",
                     "≤ 1 at a minimum [1.05]",
-                    "holds" if capped.max() <= 1.05 else "does not hold",
+                    holds(capped.max() <= 1.05),
                 )
             )
         if len(known) > 1:
@@ -179,10 +179,6 @@ def _gain_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
     return figure, caption
 
 
-def _cell(value: Mapping[str, Any]) -> Measured | None:
-    return None if value["value"] is None else Measured(value["value"], value["stderr"])
-
-
 def draw(directory: pathlib.Path, claim: str) -> Summary:
     """Figures, tables and the page of a finished run, from its stored arrays."""
     stored = load_run(directory)
@@ -205,8 +201,8 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         "coupling residual",
     ]
     rows = [
-        [row["depth"], f"{row['step']:g}", row["diverged"], _cell(row["sharpness"]), 2 / row["step"]]
-        + [_cell(row[q]) for q in ("loss", "test_loss", "unevenness", "decoupling")]
+        [row["depth"], f"{row['step']:g}", row["diverged"], cell(row["sharpness"]), 2 / row["step"]]
+        + [cell(row[q]) for q in ("loss", "test_loss", "unevenness", "decoupling")]
         for row in metrics["runs"]
     ]
     tables = [Table(header, rows, f"Mean ± standard error over {config['num_seeds']} seeds (images, noise and start).")]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, measured, page, picture
+from experiments.claims import Claim, cell, failures, holds, measured, page, picture
 from experiments.registry import Summary
 from experiments.wide_minima.drawing import draw_matrices
 from jflat.core import Status
-from jflat.report import Measured, Panel, Picture, Series, Table, draw_panels, load_run
+from jflat.report import Panel, Picture, Series, Table, draw_panels, load_run
 
 __all__ = ["draw", "summarise"]
 
@@ -24,10 +24,6 @@ LABELS = {
     "rotated": "white data, T rotated",
     "coloured": "coloured data",
 }
-
-
-def _holds(condition: Any) -> str:
-    return "holds" if condition else "does not hold"
 
 
 def _converged(arrays: Arrays, name: str, quantity: str) -> np.ndarray:
@@ -47,15 +43,13 @@ def _sweep_claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
             "every minimum reached: λ_max over the least sharpness",
             f"least {kept.min():.4f}",
             "≥ 1",
-            _holds(kept.min() >= 1 - 1e-6),
+            holds(kept.min() >= 1 - 1e-6),
         ),
-        Claim(
-            "every minimum reached: λ_max η / 2", f"largest {capped.max():.4f}", "≤ 1", _holds(capped.max() <= 1.001)
-        ),
+        Claim("every minimum reached: λ_max η / 2", f"largest {capped.max():.4f}", "≤ 1", holds(capped.max() <= 1.001)),
     ]
     if np.any(~below):
         text = f"{int(count[~below].sum())} of {count[~below].size} converge"
-        claims.append(Claim("steps above η_c", text, "none", _holds(not count[~below].any())))
+        claims.append(Claim("steps above η_c", text, "none", holds(not count[~below].any())))
     if np.sum(below) > 1:
         first, last = np.flatnonzero(below)[[0, -1]]
         fall = measured(ratio[first] - ratio[last])
@@ -78,7 +72,7 @@ def _resnet_claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
             worst = float(np.max(np.abs(arrays[f"{name}/ratio"] - 1)))
             good = np.all(arrays[f"{name}/status"] == Status.CONVERGED) and worst < band
             claims.append(
-                Claim(f"{LABELS[kind]}, {depth} layers: |ratio − 1|", f"{worst:.1e}", f"0 [± {band:g}]", _holds(good))
+                Claim(f"{LABELS[kind]}, {depth} layers: |ratio − 1|", f"{worst:.1e}", f"0 [± {band:g}]", holds(good))
             )
         claims.append(_saddle_claim(config, arrays, depth))
         name = f"resnet/{depth}/coloured"
@@ -90,9 +84,7 @@ def _resnet_claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
         )
         gap = float(np.max(np.abs(ratio / even - 1)))
         claims.append(
-            Claim(
-                f"coloured data, {depth} layers: ratio / balanced − 1", f"{gap:.1e}", "0 [± 0.01]", _holds(gap < 0.01)
-            )
+            Claim(f"coloured data, {depth} layers: ratio / balanced − 1", f"{gap:.1e}", "0 [± 0.01]", holds(gap < 0.01))
         )
     return claims
 
@@ -108,7 +100,7 @@ def _saddle_claim(config: Mapping[str, Any], arrays: Arrays, depth: int) -> Clai
     if depth == 2:
         text += f"; {left.sum()} of {left.size} leave by rounding"
     theirs = "1 [to 1.05]" + (" until rounding leads out" if depth == 2 else "")
-    return Claim(f"det T < 0, {depth} layers: loss over c·{config['smallest']:g}²", text, theirs, _holds(near))
+    return Claim(f"det T < 0, {depth} layers: loss over c·{config['smallest']:g}²", text, theirs, holds(near))
 
 
 def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
@@ -267,7 +259,7 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         [
             f"{row['fraction']:g}",
             f"{row['converged']} of {row['of']}",
-            Measured(row["ratio"]["value"], row["ratio"]["stderr"]) if row["converged"] else None,
+            cell(row["ratio"]),
             row["least"],
             row["largest"],
             1 / row["fraction"] if row["fraction"] <= 1 else None,
