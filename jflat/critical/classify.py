@@ -26,8 +26,8 @@ from jax.flatten_util import ravel_pytree
 
 from jflat.core import LinearOperator, Status, check, dense, succeeded, tree
 from jflat.core.loop import compiled
-from jflat.critical.gradient_flatness import FLAT_CUTOFFS, FlatnessCurve, curve_of_eigenpairs, flatness_curve_lanczos
-from jflat.critical.inertia import CUTOFFS, check_cutoffs, count_signs, symmetry_status
+from jflat.critical.gradient_flatness import FLAT_CUTOFFS, FlatnessCurve, curve_by_lanczos, curve_of_eigenpairs
+from jflat.critical.inertia import CUTOFFS, check_cutoffs, count_signs, require_precision, symmetry_status
 from jflat.critical.negative_directions import negative_directions_lanczos
 from jflat.curvature import hessian
 from jflat.curvature.basis import safe_norm
@@ -112,13 +112,13 @@ def classify(
 
     Args:
       loss_fn: (params, batch) -> scalar, the mean per sample; twice differentiable.
-      params: the point, a pytree of real floating-point arrays. Map over many with `jax.vmap`.
+      params: the point, a pytree of float32 or float64 arrays. Map over many with `jax.vmap`.
       batch: any pytree `loss_fn` takes, or a `jflat.data.Batches`.
       eps_absolute: of |g|^2, positive, in units of the loss squared per parameter squared.
       eps_relative: of |g| / (|H| s), positive.
       scale: s, positive, in units of the parameters; None is |params|.
-      cutoffs: (k,) of the index, relative to |H|_2.
-      flat_cutoffs: (c,) tau of F(tau), relative to |H|_2.
+      cutoffs: (k,) of the index, relative to |H|_2; known, not traced.
+      flat_cutoffs: (c,) tau of F(tau), relative to |H|_2; likewise.
       threshold: of F, in [0, 1).
       num_steps: m of the matrix-free form, in [1, P]; None is dense.
       key: typed PRNG key; needed with `num_steps` and there alone.
@@ -127,8 +127,8 @@ def classify(
       A `Classification`.
 
     Raises:
-      ValueError: if an argument is out of range, the batch is a `Stream`, or `key` and `num_steps` are not given
-        together.
+      ValueError: if an argument is out of range, the params are empty or of half precision, the batch is a `Stream`, or
+        `key` and `num_steps` are not given together.
 
     Accuracy: dense, all numbers are exact to rounding. Matrix-free the index is a lower bound (nothing certifies a
     minimum), F a bracket of which the lower end decides, and |H| a lower bound: an eigenvalue that Lanczos has not seen
@@ -150,6 +150,7 @@ def classify(
     """
     where = "classify"
     check.require_floating(where, "params", params)
+    require_precision(where, "params", params)
     check.require(not isinstance(batch, Stream), where, "batch", "must be in memory, no Stream", "a Stream")
     for name, value in (("eps_absolute", eps_absolute), ("eps_relative", eps_relative)):
         check.require_number(where, name, value, 0.0, exclusive=True)
@@ -157,8 +158,9 @@ def classify(
         check.require_number(where, "scale", scale, 0.0, exclusive=True)
     check.require_number(where, "threshold", threshold, 0.0, 1.0)
     check.require(threshold < 1, where, "threshold", "must be below 1", threshold)
-    check_cutoffs(where, cutoffs)
-    check_cutoffs(where, flat_cutoffs)
+    for name, values in (("cutoffs", cutoffs), ("flat_cutoffs", flat_cutoffs)):
+        check.require(not isinstance(values, jax.core.Tracer), where, name, "must be known, not traced", "a tracer")
+        check_cutoffs(where, values, name)
     together = (num_steps is None) == (key is None)
     check.require(together, where, "num_steps and key", "must be given together", f"{num_steps} and {key}")
     if num_steps is not None:
@@ -170,7 +172,7 @@ def classify(
     dtype = jnp.result_type(safe_norm(gradient))
     numbers = (jnp.asarray(x, dtype) for x in (eps_absolute, eps_relative, length, threshold))
     arrays = (operator, loss, gradient, _Settings(*numbers))
-    lists = {"cutoffs": tuple(cutoffs), "flat_cutoffs": tuple(flat_cutoffs)}
+    lists = {"cutoffs": tuple(map(float, cutoffs)), "flat_cutoffs": tuple(map(float, flat_cutoffs))}
     if num_steps is None:
         return compiled(_dense, static=tuple(lists))(*arrays, **lists)
     return compiled(_matrix_free, static=(*lists, "num_steps"))(*arrays, key, **lists, num_steps=num_steps)
@@ -208,7 +210,7 @@ def _matrix_free(
 ) -> Classification:
     start = tree.random_normal(key, operator.structure)
     found = negative_directions_lanczos(operator, start, num_steps=num_steps, cutoff=0.0)
-    curve = flatness_curve_lanczos(operator, gradient, key, flat_cutoffs, num_steps=num_steps, norm=found.norm)
+    curve = curve_by_lanczos(operator, gradient, key, flat_cutoffs, num_steps=num_steps, norm=found.norm)
     curve = curve._replace(num_matvecs=curve.num_matvecs + found.num_matvecs)
     wanted = jnp.asarray(cutoffs, found.norm.dtype)
     index = jnp.sum(found.values < -(wanted[:, None] * found.norm + found.defect), axis=1, dtype=jnp.int32)

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jflat.core import LinearOperator, Status, check, dense, succeeded, tree
-from jflat.critical.inertia import check_cutoffs, rounding_level, symmetry_status
+from jflat.core import LinearOperator, Status, asymmetry, check, dense, succeeded, tree
+from jflat.critical.inertia import check_cutoffs, require_precision, rounding_level, symmetry_status
 from jflat.critical.radau import mass_below
 from jflat.critical.spectral_norm import spectral_norm
 from jflat.curvature import lanczos, ritz
@@ -39,6 +39,7 @@ __all__ = [
     "FlatnessCurve",
     "NewtonResiduals",
     "Norm",
+    "curve_by_lanczos",
     "curve_of_eigenpairs",
     "flatness_curve",
     "flatness_curve_lanczos",
@@ -114,7 +115,8 @@ def flatness_curve(
       A `FlatnessCurve` with lower = fraction = upper.
 
     Raises:
-      ValueError: if the gradient is not of the operator's structure, a cutoff is negative, or there is none.
+      ValueError: if the gradient is of another structure than the operator or of half precision, a cutoff is negative,
+        or there is none.
 
     Accuracy: eigenvalues are good to some eps |H| and eigenspaces to eps |H| over the gap; `is_resolved` says which
     cutoffs are above rounding.
@@ -130,6 +132,7 @@ def flatness_curve(
     """
     check_cutoffs("flatness_curve", cutoffs)
     check.require_same_structure("flatness_curve", "gradient", gradient, operator.structure)
+    require_precision("flatness_curve", "gradient", gradient)
     matrix = dense(operator)
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     flat = ravel_pytree(gradient)[0].astype(matrix.dtype)
@@ -186,7 +189,8 @@ def flatness_curve_lanczos(
       norm: |H|_2, not negative, where it is known; None estimates it from below, by min(m, 30) further products.
 
     Returns:
-      A `FlatnessCurve`. `fraction` takes the nodes within tau |H| with their whole weight.
+      A `FlatnessCurve`. `fraction` takes the nodes within tau |H| with their whole weight. ASYMMETRIC where the
+      probe of `jflat.core.asymmetry` says so.
 
     Raises:
       ValueError: if an argument is out of range or of another structure.
@@ -195,7 +199,8 @@ def flatness_curve_lanczos(
     closes (INVARIANT_SUBSPACE: lower = fraction = upper). The bracket is wide where many eigenvalues are near tau |H|
     and m is small, and then says so: tau well below 1/m is seldom resolved, except by q.
 
-    Cost: m products (and min(m, 30) for the norm), m^2 P flops, m P numbers. Works under `jit` and `vmap`.
+    Cost: m products, two for the probe of symmetry (and min(m, 30) for the norm), m^2 P flops, m P numbers. Works under
+    `jit` and `vmap`.
 
     >>> from jflat.core import from_matrix
     >>> operator = from_matrix(jnp.diag(jnp.array([0.0, 2.0])))
@@ -203,6 +208,27 @@ def flatness_curve_lanczos(
     >>> result.fraction, result.lower
     (Array([1., 1., 1.], dtype=float32), Array([1., 1., 1.], dtype=float32))
     """
+    curve = curve_by_lanczos(operator, gradient, key, cutoffs, num_steps=num_steps, norm=norm)
+    skew = asymmetry(operator, jax.random.fold_in(key, 1))
+    is_skew = succeeded(curve.status) & (skew > float(jnp.finfo(skew.dtype).eps) ** 0.5)
+    hidden = {
+        name: jnp.where(is_skew, jnp.nan, getattr(curve, name))
+        for name in ("fraction", "lower", "upper", "image", "rayleigh")
+    }
+    status = jnp.where(is_skew, Status.ASYMMETRIC, curve.status).astype(jnp.int32)
+    return curve._replace(**hidden, num_matvecs=curve.num_matvecs + 2, status=status)
+
+
+def curve_by_lanczos(
+    operator: LinearOperator,
+    gradient: PyTree,
+    key: jax.Array,
+    cutoffs: tuple[float, ...] | jax.Array = FLAT_CUTOFFS,
+    *,
+    num_steps: int,
+    norm: jax.Array | float | None = None,
+) -> FlatnessCurve:
+    """`flatness_curve_lanczos` of an operator that is known to be symmetric."""
     where = "flatness_curve_lanczos"
     check_cutoffs(where, cutoffs)
     check.require_same_structure(where, "gradient", gradient, operator.structure)

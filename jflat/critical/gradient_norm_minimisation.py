@@ -26,13 +26,12 @@ from jflat.critical.method import (
     Point,
     Step,
     check_search,
+    first_step_size,
     has_changed,
     lower_gradient_norm,
 )
 
 __all__ = ["gradient_norm_minimisation"]
-
-PyTree = Any
 
 
 def gradient_norm_minimisation(
@@ -60,9 +59,6 @@ def gradient_norm_minimisation(
     if step_size is not None:
         check.require_number("gradient_norm_minimisation", "step_size", step_size, 0.0, exclusive=True)
 
-    def init(params: PyTree) -> Any:
-        return jnp.asarray(line_search.step_size, tree.squared_norm(params).dtype)
-
     def step(evaluate: Evaluate, point: Point, alpha: Any) -> tuple[Step, Any]:
         image = point.hessian.matvec(point.gradient)
         direction, square = tree.scale(-1, image), tree.squared_norm(image)
@@ -77,4 +73,4 @@ def gradient_norm_minimisation(
         norm = jnp.where(is_zero, 0, jnp.sqrt(square / jnp.where(is_zero, 1, point.squared_norm)))
         return Step(params, has_moved, taken, zero, zero, norm, jnp.int32(1), trials, jnp.int32(NO_SOLVE)), alpha
 
-    return Method(init, step)
+    return Method(first_step_size(line_search), step)

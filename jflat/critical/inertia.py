@@ -25,7 +25,7 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-from jflat.core import LinearOperator, Status, check, dense, succeeded
+from jflat.core import LinearOperator, Status, check, dense, succeeded, tree
 from jflat.core.tracing import is_traced
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "count_signs",
     "inertia_dense",
     "inertia_ldl",
+    "require_precision",
     "rounding_level",
     "symmetry_status",
 ]
@@ -73,7 +74,7 @@ def inertia_dense(operator: LinearOperator, cutoffs: tuple[float, ...] | jax.Arr
       An `Inertia`. An operator that is not symmetric (|H - H^T| > sqrt(eps) |H|) has the status ASYMMETRIC.
 
     Raises:
-      ValueError: if a cutoff is negative, or there is none.
+      ValueError: if a cutoff is negative, or there is none; for half precision, which LAPACK does not know.
 
     Accuracy: eigenvalues carry errors of some eps |H|; `is_resolved` says which cutoffs are above them.
 
@@ -85,6 +86,7 @@ def inertia_dense(operator: LinearOperator, cutoffs: tuple[float, ...] | jax.Arr
     ([1, 1, 1], [2, 1, 1], [1, 2, 2])
     """
     check_cutoffs("inertia_dense", cutoffs)
+    require_precision("inertia_dense", "operator", operator.structure)
     matrix = dense(operator)
     return count_signs(jnp.linalg.eigvalsh((matrix + matrix.T) / 2), cutoffs, symmetry_status(matrix))
 
@@ -123,21 +125,20 @@ def inertia_ldl(operator: LinearOperator, cutoff: float, *, norm: float | jax.Ar
     Args:
       operator: H, on a space of P dimensions; not traced.
       cutoff: positive, relative to |H|_2: the shifted matrices must be regular.
-      norm: |H|_2, positive, where it is known; None estimates it by Lanczos
-        steps on the host, from below.
+      norm: |H|_2, positive, where it is known; None estimates it by Lanczos steps on the host, from below.
 
     Returns:
       An `Inertia` of one cutoff, (1,) arrays, on the host.
 
     Raises:
-      ValueError: if `cutoff` or `norm` is not positive, or the operator is traced (`inertia_dense` works under `jit`).
+      ValueError: if `cutoff` or `norm` is not positive, or the operator is traced (`inertia_dense` works under `jit`)
+        or of half precision.
 
     Accuracy: exact for a matrix within some eps |H| of H, as pivoting bounds the growth; so for every eigenvalue that
     is not that close to -c or c.
 
     Cost: P products and 2/3 P^3 flops in LAPACK's blocked `sytrf`, on the host; P^2 numbers. On one core at P = 1000
-    the two factorisations take 0.07 s, all eigenvalues 0.4 s. (On the host because JAX has no
-    binding to `sytrf`.)
+    the two factorisations take 0.07 s, all eigenvalues 0.4 s. (On the host because JAX has no binding to `sytrf`.)
 
     >>> from jflat.core import from_matrix
     >>> result = inertia_ldl(from_matrix(jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])), 1e-3)
@@ -147,6 +148,7 @@ def inertia_ldl(operator: LinearOperator, cutoff: float, *, norm: float | jax.Ar
     where = "inertia_ldl"
     rule = "must not be traced: the factorisation runs on the host (inertia_dense works under jit)"
     check.require(not is_traced(operator), where, "operator", rule, "a traced operator")
+    require_precision(where, "operator", operator.structure)
     check.require_number(where, "cutoff", cutoff, 0.0, exclusive=True)
     if norm is not None:
         check.require_number(where, "norm", norm, 0.0, exclusive=True)
@@ -200,9 +202,19 @@ def _negative_pivots(matrix: np.ndarray) -> int:
     return count
 
 
-def check_cutoffs(where: str, cutoffs: tuple[float, ...] | jax.Array) -> None:
-    """Refuse cutoffs that are no vector, none, or negative."""
-    check.require(jnp.ndim(jnp.asarray(cutoffs)) == 1, where, "cutoffs", "must have shape (c,)", cutoffs)
-    check.require(len(cutoffs) > 0, where, "cutoffs", "must have at least one", cutoffs)
-    for value in cutoffs if isinstance(cutoffs, tuple | list) else ():
-        check.require_number(where, "cutoffs", value, 0.0)
+def check_cutoffs(where: str, cutoffs: tuple[float, ...] | jax.Array, argument: str = "cutoffs") -> None:
+    """Refuse cutoffs that are no vector, none, or (of those that are known) negative or not finite."""
+    check.require(jnp.ndim(jnp.asarray(cutoffs)) == 1, where, argument, "must have shape (c,)", cutoffs)
+    check.require(len(cutoffs) > 0, where, argument, "must have at least one", cutoffs)
+    if isinstance(cutoffs, jax.core.Tracer):
+        return
+    for value in cutoffs if isinstance(cutoffs, tuple | list) else np.asarray(cutoffs).tolist():
+        check.require_number(where, argument, value, 0.0)
+
+
+def require_precision(where: str, argument: str, like: Any) -> None:
+    """Refuse trees without numbers, and leaves of half precision: dense linear algebra has none."""
+    check.require(tree.size(like) > 0, where, argument, "must have at least one number", tree.size(like))
+    for leaf in jax.tree.leaves(like):
+        rule = "must be float32 or float64"
+        check.require(jnp.finfo(leaf.dtype).bits >= 32, where, argument, rule, leaf.dtype)

@@ -84,10 +84,17 @@ def autoencoder_loss(params: AutoencoderWeights, batch: jax.Array) -> jax.Array:
       batch: (n, k) samples. The loss depends on them by their second moments alone, so `equivalent_samples` of them,
         which are k, give the same loss everywhere in k/n of the time.
 
+    Raises:
+      ValueError: if the shapes do not fit.
+
     >>> params = AutoencoderWeights(jnp.array([[1.0, 0.0]]), jnp.array([[1.0], [0.0]]))
     >>> autoencoder_loss(params, jnp.array([[5.0, 2.0]]))  # the second entry is lost: 2^2 / 2
     Array(2., dtype=float32)
     """
+    (width, size), shapes = jnp.shape(params.encoder), (jnp.shape(params.decoder), jnp.shape(batch)[1:])
+    rule = "must be (p, k), with a decoder (k, p) and samples (n, k)"
+    fits = shapes == ((size, width), (size,))
+    check.require(fits, "autoencoder_loss", "encoder", rule, [(width, size), jnp.shape(params.decoder), batch.shape])
     highest = jax.lax.Precision.HIGHEST
     codes = jnp.matmul(batch, params.encoder.T, precision=highest)
     return jnp.mean((batch - jnp.matmul(codes, params.decoder.T, precision=highest)) ** 2)
@@ -97,19 +104,21 @@ def equivalent_samples(samples: jax.Array) -> jax.Array:
     """k samples with the second moments of n: sqrt(k) S^(1/2) = sqrt(k/n) V s V^T of the decomposition U s V^T.
 
     Args:
-      samples: (n, k).
+      samples: (n, k), n > 0, real floating point.
 
     Returns:
       (k, k), symmetric. A loss that is a mean of quadratic functions of x is the same on them.
 
     Raises:
-      ValueError: if `samples` is no matrix.
+      ValueError: if `samples` is no matrix, empty, or not floating point.
 
     >>> equivalent_samples(jnp.array([[3.0, 0.0], [4.0, 0.0]]))  # mean square 12.5 = 5^2 / 2
     Array([[5., 0.],
            [0., 0.]], dtype=float32)
     """
-    check.require(jnp.ndim(samples) == 2, "equivalent_samples", "samples", "must be (n, k)", jnp.shape(samples))
+    check.require_floating("equivalent_samples", "samples", samples)
+    is_matrix = jnp.ndim(samples) == 2 and jnp.size(samples) > 0
+    check.require(is_matrix, "equivalent_samples", "samples", "must be (n, k), not empty", jnp.shape(samples))
     number, size = samples.shape
     _, lengths, rows = jnp.linalg.svd(samples, full_matrices=False)
     root = jnp.matmul(rows.T * lengths, rows, precision=jax.lax.Precision.HIGHEST)
@@ -178,8 +187,10 @@ def autoencoder_critical_point(
     Array([[0., 1., 0.]], dtype=float32)
     """
     where = "autoencoder_critical_point"
-    size = jnp.shape(eigenvectors)[0]
-    check.require(jnp.shape(eigenvectors) == (size, size), where, "eigenvectors", "must be square", eigenvectors.shape)
+    check.require_floating(where, "eigenvectors", eigenvectors)
+    size = max(jnp.shape(eigenvectors), default=0)
+    is_square = jnp.shape(eigenvectors) == (size, size)
+    check.require(is_square, where, "eigenvectors", "must be (k, k)", jnp.shape(eigenvectors))
     check.require(jnp.shape(members) == (size,), where, "members", f"must have shape ({size},)", jnp.shape(members))
     check.require_integer(where, "width", width, 1, size)
     if not is_traced(members):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflat.core import LinearOperator, check, tree
 from jflat.solvers import LineSearchResult, MinresFlag, backtracking
@@ -84,6 +85,11 @@ class LineSearch(NamedTuple):
     max_trials: int = 60
 
 
+def first_step_size(search: LineSearch) -> Callable[[PyTree], jax.Array]:
+    """`Method.init` of what searches the line: its state is the alpha that the next search begins with."""
+    return lambda params: jnp.asarray(search.step_size, tree.squared_norm(params).dtype)
+
+
 def lower_gradient_norm(
     evaluate: Evaluate, point: Point, direction: PyTree, slope: jax.Array, step_size: jax.Array, search: LineSearch
 ) -> tuple[LineSearchResult, PyTree, jax.Array]:
@@ -143,5 +149,11 @@ def has_changed(new: PyTree, old: PyTree) -> jax.Array:
 
 
 def check_search(where: str, search: LineSearch) -> None:
-    """Refuse what is no `LineSearch`; its numbers are looked at where they are used."""
+    """Refuse what is no `LineSearch`, and numbers in it that are out of range."""
     check.require(isinstance(search, LineSearch), where, "line_search", "must be a LineSearch", repr(search))
+    for name, high in (("step_size", np.inf), ("shrink", 1.0), ("sufficient_decrease", 1.0), ("pure_decrease", 1.0)):
+        value = getattr(search, name)
+        if value is not None:
+            check.require_number(where, f"line_search.{name}", value, 0.0, high, exclusive=True)
+    check.require_number(where, "line_search.max_step", search.max_step, np.finfo(float).tiny, finite=False)
+    check.require_integer(where, "line_search.max_trials", search.max_trials, 1)

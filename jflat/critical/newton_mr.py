@@ -24,14 +24,13 @@ from jflat.critical.method import (
     Point,
     Step,
     check_search,
+    first_step_size,
     lower_gradient_norm,
     residuals,
 )
 from jflat.solvers import minres_qlp
 
 __all__ = ["newton_mr"]
-
-PyTree = Any
 
 
 def newton_mr(
@@ -65,9 +64,6 @@ def newton_mr(
     check_search("newton_mr", line_search)
     if max_inner is not None:
         check.require_integer("newton_mr", "max_inner", max_inner, 1)
-
-    def init(params: PyTree) -> Any:
-        return jnp.asarray(line_search.step_size, tree.squared_norm(params).dtype)
 
     def step(evaluate: Evaluate, point: Point, step_size: Any) -> tuple[Step, Any]:
         rhs = tree.scale(-1, point.gradient)
@@ -104,4 +100,4 @@ def newton_mr(
         )
         return info, step_size
 
-    return Method(init, step)
+    return Method(first_step_size(line_search), step)

@@ -14,12 +14,20 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jflat.core import check, dense, tree
-from jflat.critical.method import Evaluate, LineSearch, Method, Point, Step, check_search, judged, lower_gradient_norm
+from jflat.core import check, dense
+from jflat.critical.method import (
+    Evaluate,
+    LineSearch,
+    Method,
+    Point,
+    Step,
+    check_search,
+    first_step_size,
+    judged,
+    lower_gradient_norm,
+)
 
 __all__ = ["newton_pinv"]
-
-PyTree = Any
 
 
 def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSearch()) -> Method:  # noqa: B008
@@ -40,9 +48,6 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
     check_search("newton_pinv", line_search)
     if rcond is not None:
         check.require_number("newton_pinv", "rcond", rcond, 0.0, 1.0)
-
-    def init(params: PyTree) -> Any:
-        return jnp.asarray(line_search.step_size, tree.squared_norm(params).dtype)
 
     def step(evaluate: Evaluate, point: Point, step_size: Any) -> tuple[Step, Any]:
         flat, unravel = ravel_pytree(point.gradient)
@@ -69,4 +74,4 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
         )
         return info, step_size
 
-    return Method(init, step)
+    return Method(first_step_size(line_search), step)

@@ -15,11 +15,12 @@ References: C. G. Frye et al., 1901.10603; Y. Dauphin et al., 1406.2572.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jflat.core import check, tree
-from jflat.critical.krylov import best_candidate, krylov_model
-from jflat.critical.method import Evaluate, Method, Point, Step, judged
+from jflat.critical.krylov import check_dampings, damped_step
+from jflat.critical.method import Evaluate, Method, Point, Step
 
 __all__ = ["newton_tr"]
 
@@ -48,36 +49,19 @@ def newton_tr(
     >>> jnp.round(result.best.params, 4)
     Array([1., 1.], dtype=float32)
     """
-    check.require(len(dampings) > 0, "newton_tr", "dampings", "must have at least one number", dampings)
-    for damping in dampings:
-        check.require_number("newton_tr", "dampings", damping, 0.0, exclusive=True)
+    check_dampings("newton_tr", dampings, max_inner)
     check.require(0 < step_size <= 1, "newton_tr", "step_size", "must lie in (0, 1]", step_size)
-    check.require_integer("newton_tr", "max_inner", max_inner, 1)
+
+    def factors(values: jax.Array, damping: jax.Array) -> jax.Array:
+        shifted = values + damping
+        return -jnp.where(shifted == 0, 0, 1 / jnp.where(shifted == 0, 1, shifted))
+
+    def merit(loss: jax.Array, gradient: PyTree) -> jax.Array:
+        return tree.squared_norm(gradient)
 
     def step(evaluate: Evaluate, point: Point, state: tuple) -> tuple[Step, tuple]:
-        model = krylov_model(point.hessian, point.gradient, max_inner)
-        dtype = model.values.dtype
-
-        def factors(damping: Any) -> Any:
-            shifted = model.values + damping
-            return -jnp.where(shifted == 0, 0, 1 / jnp.where(shifted == 0, 1, shifted))
-
-        def merit(direction: PyTree) -> Any:
-            return tree.squared_norm(evaluate(tree.add_scaled(point.params, step_size, direction))[1])
-
-        direction, least = best_candidate(model, factors, jnp.asarray(dampings, dtype), merit)
-        has_moved = least < point.squared_norm
-        r, r_h, flag, _ = judged(point.hessian, point, direction, model.norm)
-        info = Step(
-            params=tree.where(has_moved, tree.add_scaled(point.params, step_size, direction), point.params),
-            has_moved=has_moved,
-            step_size=jnp.where(has_moved, jnp.asarray(step_size, dtype), 0),
-            residual=r,
-            image=r_h,
-            norm=model.norm,
-            inner_steps=model.num_steps,
-            evaluations=jnp.int32(len(dampings)),
-            flag=flag,
+        info = damped_step(
+            evaluate, point, dampings, max_inner, factors_fn=factors, merit_fn=merit, step_size=step_size
         )
         return info, state
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflat.core import check
+
 __all__ = ["QUARTIC_CRITICAL", "QUARTIC_FLAT", "quartic", "quartic_grid"]
 
 QUARTIC_CRITICAL = (-3.0, 0.0)
@@ -21,13 +23,14 @@ QUARTIC_FLAT = (float(np.sqrt(2.0)), 0.0)
 
 
 def quartic(params: jax.Array, batch: object = None) -> jax.Array:
-    """f(x, y) of (1) for params (2,); `batch` is not looked at, so that this is a `loss_fn`.
+    """f(x, y) of (1) for params (2,), anything else is a `ValueError`; `batch` is not looked at: this is a `loss_fn`.
 
     >>> gradient = jax.grad(quartic)(jnp.array(QUARTIC_FLAT))
     >>> round(float(jnp.sum(gradient**2)), 3)
     11.177
     """
     del batch
+    check.require(jnp.shape(params) == (2,), "quartic", "params", "must have shape (2,)", jnp.shape(params))
     x, y = params
     return x**4 / 4 - 3 * x**2 + 9 * x + 0.9 * y**4 + 5 * y**2 + 40
 
@@ -38,5 +41,6 @@ def quartic_grid(size: int = 10, half_width: float = 4.0) -> jax.Array:
     >>> quartic_grid(2, 1.0)[1]
     Array([-1.,  1.], dtype=float32)
     """
+    check.require_integer("quartic_grid", "size", size, 1)
     line = jnp.linspace(-half_width, half_width, size)
     return jnp.stack([x.reshape(-1) for x in jnp.meshgrid(line, line, indexing="ij")], axis=1)

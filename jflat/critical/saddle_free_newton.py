@@ -10,11 +10,11 @@ Reference: Y. Dauphin et al., 1406.2572, algorithm 1 (Krylov space of the gradie
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jflat.core import check, tree
-from jflat.critical.krylov import best_candidate, krylov_model
-from jflat.critical.method import Evaluate, Method, Point, Step, judged
+from jflat.critical.krylov import check_dampings, damped_step
+from jflat.critical.method import Evaluate, Method, Point, Step
 
 __all__ = ["saddle_free_newton"]
 
@@ -39,35 +39,15 @@ def saddle_free_newton(
     >>> jnp.round(jnp.abs(result.best.params), 3)  # Newton's method would go to the saddle at the origin
     Array([1., 0.], dtype=float32)
     """
-    check.require(len(dampings) > 0, "saddle_free_newton", "dampings", "must have at least one number", dampings)
-    for damping in dampings:
-        check.require_number("saddle_free_newton", "dampings", damping, 0.0, exclusive=True)
-    check.require_integer("saddle_free_newton", "max_inner", max_inner, 1)
+    check_dampings("saddle_free_newton", dampings, max_inner)
+
+    def factors(values: jax.Array, damping: jax.Array) -> jax.Array:
+        return -1 / (jnp.abs(values) + damping)
+
+    def merit(loss: jax.Array, gradient: PyTree) -> jax.Array:
+        return loss
 
     def step(evaluate: Evaluate, point: Point, state: tuple) -> tuple[Step, tuple]:
-        model = krylov_model(point.hessian, point.gradient, max_inner)
-        dtype = model.values.dtype
-
-        def factors(damping: Any) -> Any:
-            return -1 / (jnp.abs(model.values) + damping)
-
-        def merit(direction: PyTree) -> Any:
-            return evaluate(tree.add(point.params, direction))[0]
-
-        direction, least = best_candidate(model, factors, jnp.asarray(dampings, dtype), merit)
-        has_moved = least < point.loss
-        r, r_h, flag, _ = judged(point.hessian, point, direction, model.norm)
-        info = Step(
-            params=tree.where(has_moved, tree.add(point.params, direction), point.params),
-            has_moved=has_moved,
-            step_size=has_moved.astype(dtype),
-            residual=r,
-            image=r_h,
-            norm=model.norm,
-            inner_steps=model.num_steps,
-            evaluations=jnp.int32(len(dampings)),
-            flag=flag,
-        )
-        return info, state
+        return damped_step(evaluate, point, dampings, max_inner, factors_fn=factors, merit_fn=merit), state
 
     return Method(lambda params: (), step)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.tracing import is_traced
 from jflat.data import mean_over_batches
 
 __all__ = ["sample_starts", "trajectory"]
@@ -41,6 +42,11 @@ def trajectory(
       optimiser: an optax transformation, such as `optax.sgd(0.1, momentum=0.9)`.
       num_steps: updates.
 
+    A run that diverges has losses that are not finite, which `sample_starts` refuses.
+
+    Raises:
+      ValueError: if the loss is not a scalar, the params are not floating point, or `num_steps` is below 1.
+
     Memory: num_steps + 1 copies of the parameters.
 
     >>> import optax
@@ -50,6 +56,7 @@ def trajectory(
     """
     check.require_integer("trajectory", "num_steps", num_steps, 1)
     check.require_floating("trajectory", "params", params)
+    loss_fn = check.returning_scalar("trajectory", "loss_fn", loss_fn)
 
     def evaluate(params: PyTree) -> tuple[jax.Array, PyTree]:
         return mean_over_batches(lambda b: jax.value_and_grad(loss_fn)(params, b), batch)
@@ -80,7 +87,8 @@ def sample_starts(
     Args:
       key: typed PRNG key.
       iterates: the trajectory, leaves (n, *leaf.shape); thin it as you like.
-      losses: (n,), finite.
+      losses: (n,), n > 0, finite. Under `jit`, where they are not known, those that are not finite are left out of the
+        heights.
       num_starts: how many, with replacement.
       uniform_in: "height": a loss is drawn uniformly between the least and the greatest one and the iterate of nearest
         loss is taken; "iteration": a uniform place.
@@ -91,7 +99,7 @@ def sample_starts(
       The starts, and which iterates they come from, (num_starts,) int32.
 
     Raises:
-      ValueError: if an argument is out of range, or the losses are not one per iterate.
+      ValueError: if an argument is out of range, or the losses are not one per iterate, or not finite.
 
     >>> starts, places = sample_starts(jax.random.key(0), jnp.arange(3.0), jnp.array([9.0, 1.0, 0.0]), num_starts=4)
     >>> starts.shape, bool(jnp.all(starts == places.astype(float)))
@@ -106,11 +114,21 @@ def sample_starts(
     lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(iterates)}
     fits = jnp.ndim(losses) == 1 and lengths == {losses.shape}
     check.require(fits, where, "losses", f"must be (n,), one per iterate of lengths {lengths}", jnp.shape(losses))
+    check.require_floating(where, "losses", losses)
+    check.require(losses.shape[0] > 0, where, "losses", "must have at least one", losses.shape)
+    is_finite = jnp.isfinite(losses)
+    if not is_traced(losses):
+        count = int(jnp.sum(~is_finite))
+        check.require(
+            count == 0, where, "losses", "must be finite (the training run diverged)", f"{count} that are not"
+        )
     place_key, noise_key = jax.random.split(key)
     if uniform_in == "height":
-        low, high = jnp.min(losses), jnp.max(losses)
+        low = jnp.min(jnp.where(is_finite, losses, jnp.inf))
+        high = jnp.max(jnp.where(is_finite, losses, -jnp.inf))
         heights = jax.random.uniform(place_key, (num_starts,), losses.dtype, low, high)
-        places = jnp.argmin(jnp.abs(losses - heights[:, None]), axis=1).astype(jnp.int32)
+        distances = jnp.where(is_finite, jnp.abs(losses - heights[:, None]), jnp.inf)
+        places = jnp.argmin(distances, axis=1).astype(jnp.int32)
     else:
         places = jax.random.randint(place_key, (num_starts,), 0, losses.shape[0], jnp.int32)
     starts = jax.tree.map(lambda x: x[places], iterates)
