@@ -220,6 +220,18 @@ def test_matrix_free_bounds_what_dense_knows(x64, key):
     np.testing.assert_allclose(halves.flatness.fraction, dense.flatness.fraction, atol=1e-9)
 
 
+def test_the_lanczos_curve_tells_an_asymmetric_operator(key):
+    """Lanczos on it closes after three steps, and would say INVARIANT_SUBSPACE, exact."""
+    skewed = jnp.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 3.0], [0.0, 0.0, 1.0]])
+    found = LANCZOS(from_matrix(skewed), jnp.array([1.0, 2.0, 3.0]), key, (0.1,), num_steps=3)
+    assert int(found.status) == Status.ASYMMETRIC
+    assert np.isnan([found.fraction, found.lower, found.upper]).all()
+    assert np.isnan([found.image, found.rayleigh]).all()
+    good = LANCZOS(from_matrix(skewed + skewed.T), jnp.array([1.0, 2.0, 3.0]), key, (0.1,), num_steps=3)
+    assert int(good.status) == Status.INVARIANT_SUBSPACE
+    assert int(good.num_matvecs) == 3 + 2 + 3
+
+
 def test_a_kink_makes_no_asymmetric_hessian_pass():
     """A custom derivative whose Jacobian is not symmetric: its status, and no kind."""
 
@@ -244,6 +256,15 @@ def test_a_kink_makes_no_asymmetric_hessian_pass():
         (lambda f, w: classify(f, w, None, eps_absolute=0.0), "classify: eps_absolute must be finite and lie in"),
         (lambda f, w: classify(f, w, None, threshold=1.0), "classify: threshold must be below 1"),
         (lambda f, w: classify(f, w, None, cutoffs=()), "classify: cutoffs must have at least one"),
+        (lambda f, w: classify(f, w, None, flat_cutoffs=(-1.0,)), "classify: flat_cutoffs must be finite"),
+        (lambda f, w: classify(f, w, None, cutoffs=np.array([np.nan])), "classify: cutoffs must be finite"),
+        (lambda f, w: jax.jit(lambda c: classify(f, w, None, cutoffs=c))(jnp.ones(1)), "cutoffs must be known, not tr"),
+        (lambda f, w: classify(f, w.astype(jnp.bfloat16), None), "params must be float32 or float64; got bfloat16"),
+        (lambda f, w: classify(f, jnp.zeros(0), None), "params must have at least one number"),
+        (
+            lambda f, w: flatness_curve(from_matrix(jnp.eye(2, dtype=jnp.bfloat16)), w.astype(jnp.bfloat16)),
+            "float32 or",
+        ),
         (lambda f, w: classify(f, w, None, num_steps=3), "num_steps and key must be given together"),
         (lambda f, w: classify(f, w, None, num_steps=3, key=jax.random.key(0)), r"num_steps must lie in \[1, 2\]"),
         (lambda f, w: classify(f, w, None, scale=0.0), "classify: scale must be finite"),

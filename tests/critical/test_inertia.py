@@ -239,6 +239,13 @@ def test_the_norm_is_approached_from_below(x64, key):
     [
         (lambda op: inertia_dense(op, (-1e-3,)), "inertia_dense: cutoffs must be finite and lie in"),
         (lambda op: inertia_dense(op, ()), "inertia_dense: cutoffs must have at least one"),
+        (lambda op: inertia_dense(op, np.array([-1.0])), "inertia_dense: cutoffs must be finite and lie in"),
+        (lambda op: inertia_dense(op, jnp.array([jnp.nan])), "inertia_dense: cutoffs must be finite and lie in"),
+        (lambda op: inertia_dense(from_matrix(jnp.eye(2, dtype=jnp.bfloat16))), "operator must be float32 or float64"),
+        (
+            lambda op: inertia_ldl(from_matrix(jnp.eye(2, dtype=jnp.float16)), 0.1),
+            "operator must be float32 or float64",
+        ),
         (lambda op: inertia_ldl(op, 0.0), "inertia_ldl: cutoff must be finite and lie in"),
         (lambda op: inertia_ldl(op, 1e-3, norm=-1.0), "inertia_ldl: norm must be finite"),
         (lambda op: jax.jit(lambda o: inertia_ldl(o, 1e-3))(op), "inertia_ldl: operator must not be traced"),

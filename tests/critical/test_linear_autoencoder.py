@@ -152,6 +152,16 @@ def test_points_are_matched_by_index_first():
             r"transform must have shape \(2, 2\)",
         ),
         (lambda: equivalent_samples(jnp.ones(3)), r"samples must be \(n, k\)"),
+        (lambda: equivalent_samples(jnp.ones((0, 3))), r"samples must be \(n, k\), not empty"),
+        (
+            lambda: equivalent_samples(jnp.ones((3, 2), jnp.int32)),
+            "samples must be a real floating-point array; got int",
+        ),
+        (
+            lambda: autoencoder_loss(AutoencoderWeights(jnp.ones((1, 3)), jnp.ones((1, 1))), jnp.ones((4, 3))),
+            r"encoder must be \(p, k\), with a decoder \(k, p\)",
+        ),
+        (lambda: autoencoder_critical_point(jnp.float32(1), np.ones(1, bool), 1), r"eigenvectors must be \(k, k\)"),
         (lambda: match(autoencoder_classes(np.arange(1.0, 4), 1), np.ones(2), np.ones(3)), "must have one shape"),
     ],
 )
