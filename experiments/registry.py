@@ -50,6 +50,7 @@ EXPERIMENTS = {
     "unveiling-margins": "experiments.unveiling.margins",
     "wide-minima-denoisers": "experiments.wide_minima.denoisers",
     "wide-minima-linear": "experiments.wide_minima.linear",
+    "width-maml": "experiments.feature_learning.maml",
 }
 
 

@@ -1,7 +1,8 @@
 """Feature learning at infinite width.
 
 - `linear_limit_init`, `linear_limit_apply`, `linear_limit_gram` -> `LinearState`: the exact limit of a linear network
-  with one hidden layer in muP; `sample_finite`, `gaussian_embedding`: its networks of finite width
+  with one hidden layer in muP; `sample_finite`, `gaussian_embedding`: its networks of finite width;
+  `reduce_width`: a network of any width as one of width d + do
 - `assert_rotation_equivariant`: which optimisers have that limit
 - `maml_loss`, `maml_outputs`, `Task`: MAML of these networks, first and second order
 - `cbow_init`, `cbow_step`, `cbow_epoch` -> `CbowState`: Word2Vec, with `cbow_batches`, `noise_table` of a text,
@@ -66,6 +67,7 @@ from jflat.width.linear_limit import (
     linear_limit_apply,
     linear_limit_gram,
     linear_limit_init,
+    reduce_width,
     sample_finite,
 )
 from jflat.width.maml import Task, maml_loss, maml_outputs
@@ -164,6 +166,7 @@ __all__ = [
     "plain_mlp",
     "predicted_slopes",
     "prescale_by_abc",
+    "reduce_width",
     "reparametrise",
     "sample_finite",
     "save_infshapes",

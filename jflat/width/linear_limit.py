@@ -41,6 +41,7 @@ __all__ = [
     "linear_limit_apply",
     "linear_limit_gram",
     "linear_limit_init",
+    "reduce_width",
     "sample_finite",
 ]
 
@@ -239,3 +240,34 @@ def sample_finite(state: LinearState, key: jax.Array, n: int) -> LinearState:
     omega, _ = gaussian_embedding(key, n, state.embed.shape[0], state.embed.dtype)
     bias = None if state.bias is None else _matmul(omega, state.bias)
     return LinearState(_matmul(omega, state.embed), _matmul(state.readout, omega.T), bias)
+
+
+def reduce_width(state: LinearState) -> LinearState:
+    """The same network in the span of its own weights, of width min(n, d + do), or one more with a bias.
+
+    Its n hidden units enter only through inner products of the columns of U and V^T and of b, so they may be replaced
+    by the factor R of [U, V^T, b] = Q R, Q^T Q = I: outputs are the same, and stay the same along every training that
+    has the limit (`assert_rotation_equivariant`). A network of any width so costs no more than the limit.
+
+    Args:
+      state: any network; one that is narrow already is returned as it is.
+
+    Returns:
+      A `LinearState`.
+
+    Raises:
+      ValueError: if shapes do not fit.
+
+    Cost: one QR factorisation, 2 n (d + do)^2 operations.
+
+    >>> reduce_width(sample_finite(linear_limit_init(2, 1), jax.random.key(0), 8)).embed.shape
+    (3, 2)
+    """
+    _require_state("reduce_width", state)
+    (n, d), do = state.embed.shape, state.readout.shape[0]
+    columns = [state.embed, state.readout.T, *([] if state.bias is None else [state.bias[:, None]])]
+    if n <= sum(c.shape[1] for c in columns):
+        return state
+    factor = jnp.linalg.qr(jnp.concatenate(columns, axis=1), mode="r")
+    embed, readout, bias = jnp.split(factor, (d, d + do), axis=1)
+    return LinearState(embed, readout.T, None if state.bias is None else bias[:, 0])
