@@ -50,7 +50,10 @@ EXPERIMENTS = {
     "unveiling-margins": "experiments.unveiling.margins",
     "wide-minima-denoisers": "experiments.wide_minima.denoisers",
     "wide-minima-linear": "experiments.wide_minima.linear",
+    "width-convergence": "experiments.feature_learning.convergence",
+    "width-coordinates": "experiments.feature_learning.coordinates",
     "width-maml": "experiments.feature_learning.maml",
+    "width-word2vec": "experiments.feature_learning.word2vec",
 }
 
 

@@ -6,7 +6,7 @@
 - `assert_rotation_equivariant`: which optimisers have that limit
 - `maml_loss`, `maml_outputs`, `Task`: MAML of these networks, first and second order
 - `cbow_init`, `cbow_step`, `cbow_epoch` -> `CbowState`: Word2Vec, with `cbow_batches`, `noise_table` of a text,
-  `cbow_sample` and `cbow_linear` of a state, and `analogies`
+  `cbow_sample` and `cbow_linear` of a state, `cbow_loss`; `analogies`, `analogy_ranks` of word vectors
 
 **Parametrisations.**
 
@@ -29,11 +29,11 @@
 from jflat.width.cbow import (
     CbowBatch,
     CbowState,
-    analogies,
     cbow_batches,
     cbow_epoch,
     cbow_init,
     cbow_linear,
+    cbow_loss,
     cbow_sample,
     cbow_step,
     noise_table,
@@ -100,6 +100,7 @@ from jflat.width.tensor_program import (
     tp_limit_init,
     tp_limit_step,
 )
+from jflat.width.word_vectors import analogies, analogy_ranks
 
 __all__ = [
     "ABC",
@@ -129,6 +130,7 @@ __all__ = [
     "abc_squared_norm",
     "add_decayed_weights_abc",
     "analogies",
+    "analogy_ranks",
     "assert_exponents",
     "assert_rotation_equivariant",
     "canonical",
@@ -136,6 +138,7 @@ __all__ = [
     "cbow_epoch",
     "cbow_init",
     "cbow_linear",
+    "cbow_loss",
     "cbow_sample",
     "cbow_step",
     "classify",

@@ -20,8 +20,9 @@ place.
 Reference: Mikolov et al., 1301.3781 and 1310.4546; Yang & Hu, 2011.14522, section 7 and their code. Differs from the C
 code in: a batch of centre words is one step of their summed gradients (a batch of one is the C code, up to repeated
 draws in one word, which there follow one another); random numbers; no race between threads. The gradient of the mean is
-exact (the first word2vec omits 1 / |c|). The kernel limits (GP, NTK) are not computed: their embeddings keep the Gram
-matrix I, in which no word is nearer to another than to any other, and analogies have accuracy 0.
+exact (the first word2vec omits 1 / |c|). In the NTK parametrisation the context rows move at lr / n (`context_rate`);
+in its limit, 0, they keep the Gram matrix I, in which no word is nearer to another than to any other, and analogies
+have accuracy 0.
 """
 
 import math
@@ -36,11 +37,11 @@ from jflat.width.linear_limit import LinearState
 __all__ = [
     "CbowBatch",
     "CbowState",
-    "analogies",
     "cbow_batches",
     "cbow_epoch",
     "cbow_init",
     "cbow_linear",
+    "cbow_loss",
     "cbow_sample",
     "cbow_step",
     "noise_table",
@@ -113,6 +114,62 @@ def noise_table(counts: jax.Array, *, power: float = 0.75) -> jax.Array:
     return total / total[-1]
 
 
+class _Examples(NamedTuple):
+    """A batch with its draws, padding masked."""
+
+    is_word: jax.Array
+    in_context: jax.Array
+    weight: jax.Array
+    is_target: jax.Array
+    sources: jax.Array
+    sinks: jax.Array
+
+
+def _examples(where: str, batch: CbowBatch, draws: jax.Array, dtype: Any) -> _Examples:
+    num_centres = batch.centre.shape[0] if batch.centre.ndim == 1 else -1
+    fits = batch.context.ndim == 2 and batch.context.shape[0] == num_centres
+    rule = "must have centre (N,) and context (N, C)"
+    check.require(fits, where, "batch", rule, f"{batch.centre.shape} and {batch.context.shape}")
+    fits = draws.ndim == 2 and draws.shape[0] == num_centres
+    check.require(fits, where, "draws", f"must have shape ({num_centres}, K)", draws.shape)
+    in_context = batch.context >= 0
+    count = jnp.sum(in_context, 1)
+    is_word = (batch.centre >= 0) & (count > 0)
+    weight = in_context.astype(dtype) / jnp.maximum(count, 1).astype(dtype)[:, None]
+    words = jnp.concatenate([batch.centre[:, None], draws], axis=1)
+    is_target = is_word[:, None] & jnp.concatenate(
+        [jnp.ones((num_centres, 1), bool), draws != batch.centre[:, None]], axis=1
+    )
+    return _Examples(is_word, in_context, weight, is_target, jnp.maximum(batch.context, 0), jnp.maximum(words, 0))
+
+
+def cbow_loss(state: CbowState, batch: CbowBatch, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss L of each centre word: softplus(-f_w) + sum_{t drawn, t != w} softplus(f_t).
+
+    Args:
+      state: tables (V, m).
+      batch: N centre words.
+      draws: (N, K) int32 noise words.
+
+    Returns:
+      (losses, is_word), (N,): 0 and False for padding.
+
+    Raises:
+      ValueError: if shapes do not fit.
+
+    Cost: 2 (|c| + K + 1) m operations a word; N (|c| + K + 1) m numbers of memory.
+
+    >>> batch = CbowBatch(jnp.array([0, -1]), jnp.array([[1], [0]]))
+    >>> cbow_loss(cbow_init(2), batch, jnp.zeros((2, 0), jnp.int32))
+    (Array([0.6931472, 0.       ], dtype=float32), Array([ True, False], dtype=bool))
+    """
+    given = _examples("cbow_loss", batch, draws, state.context.dtype)
+    h = jnp.einsum("nc,ncm->nm", given.weight, state.context[given.sources], precision=jax.lax.Precision.HIGHEST)
+    f = jnp.einsum("nm,nkm->nk", h, state.target[given.sinks], precision=jax.lax.Precision.HIGHEST)
+    loss = jax.nn.softplus(f.at[:, 0].multiply(-1))
+    return jnp.sum(jnp.where(given.is_target, loss, 0), axis=1), given.is_word
+
+
 def cbow_step(
     state: CbowState,
     batch: CbowBatch,
@@ -120,6 +177,7 @@ def cbow_step(
     *,
     lr: float | jax.Array,
     weight_decay: float | jax.Array = 0.0,
+    context_rate: float | jax.Array = 1.0,
 ) -> CbowState:
     """One step on N centre words: rows touched, and no others, are read and written.
 
@@ -129,6 +187,8 @@ def cbow_step(
       draws: (N, K) int32 noise words; those equal to the centre are skipped.
       lr: step size of the sum over the batch.
       weight_decay: of each row, each time that it is touched.
+      context_rate: of lr, for the gradient of the context rows. 1 is muP; 1 / n is the NTK parametrisation of a network
+        of width n (folded: context ~ (0, 1/n), target of any width-independent size), and 0 its limit.
 
     Returns:
       The new `CbowState`.
@@ -142,27 +202,11 @@ def cbow_step(
     >>> cbow_step(cbow_init(2), batch, jnp.zeros((1, 0), jnp.int32), lr=0.1).target.tolist()
     [[0.0, 0.05...], [0.0, 0.0]]
     """
-    where = "cbow_step"
-    num_centres = batch.centre.shape[0] if batch.centre.ndim == 1 else -1
-    fits = batch.context.ndim == 2 and batch.context.shape[0] == num_centres
-    rule = "must have centre (N,) and context (N, C)"
-    check.require(fits, where, "batch", rule, f"{batch.centre.shape} and {batch.context.shape}")
-    fits = draws.ndim == 2 and draws.shape[0] == num_centres
-    check.require(fits, where, "draws", f"must have shape ({num_centres}, K)", draws.shape)
     context, target = state
     dtype = context.dtype
-    lr, decay = (jnp.asarray(value, dtype) for value in (lr, weight_decay))
-
-    in_context = batch.context >= 0
-    count = jnp.sum(in_context, 1)
-    is_word = (batch.centre >= 0) & (count > 0)
-    weight = in_context.astype(dtype) / jnp.maximum(count, 1).astype(dtype)[:, None]
-    words = jnp.concatenate([batch.centre[:, None], draws], axis=1)
-    is_target = is_word[:, None] & jnp.concatenate(
-        [jnp.ones((num_centres, 1), bool), draws != batch.centre[:, None]], axis=1
-    )
-    sources, sinks = jnp.maximum(batch.context, 0), jnp.maximum(words, 0)
-    label = jnp.zeros(words.shape, dtype).at[:, 0].set(1)
+    lr, decay, rate = (jnp.asarray(value, dtype) for value in (lr, weight_decay, context_rate))
+    is_word, in_context, weight, is_target, sources, sinks = _examples("cbow_step", batch, draws, dtype)
+    label = jnp.zeros(sinks.shape, dtype).at[:, 0].set(1)
 
     old_context, old_target = context[sources], target[sinks]
     h = jnp.einsum("nc,ncm->nm", weight, old_context, precision=jax.lax.Precision.HIGHEST)
@@ -172,7 +216,7 @@ def cbow_step(
     fade_target = jnp.where(is_target, lr * decay, 0)[..., None]
     fade_context = jnp.where(in_context & is_word[:, None], lr * decay, 0)[..., None]
     change_target = g[..., None] * h[:, None] - fade_target * old_target
-    change_context = weight[..., None] * pull[:, None] - fade_context * old_context
+    change_context = (rate * weight)[..., None] * pull[:, None] - fade_context * old_context
     change_context = jnp.where(is_word[:, None, None], change_context, 0)
     return CbowState(context.at[sources].add(change_context), target.at[sinks].add(change_target))
 
@@ -186,6 +230,7 @@ def cbow_epoch(
     lr: float | jax.Array,
     negatives: int = 25,
     weight_decay: float | jax.Array = 0.0,
+    context_rate: float | jax.Array = 1.0,
 ) -> CbowState:
     """`cbow_step` over the batches of an epoch, in one scan, with its draws of noise words.
 
@@ -197,7 +242,7 @@ def cbow_epoch(
       noise: (V,) from `noise_table`.
       lr: step size, or (steps,) of them, such as one that decays linearly.
       negatives: K draws for each centre word, static, not negative.
-      weight_decay: of each row, each time that it is touched.
+      weight_decay, context_rate: as in `cbow_step`.
 
     Returns:
       The new `CbowState`.
@@ -222,7 +267,7 @@ def cbow_epoch(
 
     def step(state: CbowState, row: tuple) -> tuple[CbowState, None]:
         batch, words, rate = row
-        return cbow_step(state, batch, words, lr=rate, weight_decay=weight_decay), None
+        return cbow_step(state, batch, words, lr=rate, weight_decay=weight_decay, context_rate=context_rate), None
 
     return jax.lax.scan(step, state, (batches, draws, lrs))[0]
 
@@ -281,38 +326,3 @@ def cbow_batches(
     used = num_steps * batch_size
     shape = (num_steps, batch_size)
     return CbowBatch(centre[:used].reshape(shape), context[:used].reshape(*shape, -1))
-
-
-def analogies(embeddings: jax.Array, questions: jax.Array) -> jax.Array:
-    """Whether d is the word nearest to b - a + c in angle, for each question a : b = c : d, over the whole vocabulary.
-
-    Args:
-      embeddings: (V, m) rows, normalised here.
-      questions: (Q, 4) words; a, b and c are not candidates.
-
-    Returns:
-      (Q,) bool: d has a larger cosine than every other candidate. A tie is no answer, so embeddings that know nothing
-      (the identity, the limit in the kernel regime) score 0.
-
-    Raises:
-      ValueError: if shapes do not fit.
-
-    Cost: 2 Q V m operations and Q V numbers of memory; `jax.lax.map` with a batch size over questions for less.
-
-    >>> rows = jnp.array([[1.0, 0], [1, 1], [2, 0], [2, 2.1], [0, -1]])
-    >>> analogies(rows, jnp.array([[0, 1, 2, 3], [0, 1, 2, 4]]))
-    Array([ True, False], dtype=bool)
-    """
-    where = "analogies"
-    check.require(embeddings.ndim == 2, where, "embeddings", "must have shape (V, m)", embeddings.shape)
-    fits = questions.ndim == 2 and questions.shape[1] == 4
-    check.require(fits, where, "questions", "must have shape (Q, 4)", questions.shape)
-    size = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
-    rows = jnp.where(size > 0, embeddings / jnp.where(size > 0, size, 1), 0)
-    a, b, c, d = questions.T
-    scores = jnp.matmul(rows[b] - rows[a] + rows[c], rows.T, precision=jax.lax.Precision.HIGHEST)
-    index = jnp.arange(questions.shape[0])
-    own = scores[index, d]
-    rivals = scores.at[index[:, None], questions].set(-jnp.inf)
-    is_candidate = (d != a) & (d != b) & (d != c)
-    return is_candidate & (own > jnp.max(rivals, axis=1))

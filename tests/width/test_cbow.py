@@ -15,10 +15,12 @@ from jflat.width import (
     CbowBatch,
     CbowState,
     analogies,
+    analogy_ranks,
     cbow_batches,
     cbow_epoch,
     cbow_init,
     cbow_linear,
+    cbow_loss,
     cbow_sample,
     cbow_step,
     linear_limit_apply,
@@ -89,9 +91,16 @@ def test_a_batch_is_a_step_of_gradient_descent_of_the_linear_network(x64, key):
         return jnp.sum(own) + jnp.sum(others)
 
     gradient = jax.jit(jax.grad(loss_fn))(linear)
-    new = jax.jit(functools.partial(cbow_step, lr=0.1))(state, CbowBatch(centres, contexts), draws)
+    batch = CbowBatch(centres, contexts)
+    losses, is_word = jax.jit(cbow_loss)(state, batch, draws)
+    np.testing.assert_allclose(jnp.sum(losses), loss_fn(linear), rtol=1e-12)
+    assert np.all(is_word)
+    new = jax.jit(functools.partial(cbow_step, lr=0.1))(state, batch, draws)
     np.testing.assert_allclose(new.context, state.context - 0.1 * gradient.embed.T, atol=1e-14)
     np.testing.assert_allclose(new.target, state.target - 0.1 * gradient.readout, atol=1e-14)
+    slow = jax.jit(functools.partial(cbow_step, lr=0.1, context_rate=0.25))(state, batch, draws)
+    np.testing.assert_allclose(slow.context, state.context - 0.025 * gradient.embed.T, atol=1e-14)
+    np.testing.assert_array_equal(slow.target, new.target)
     assert np.any(draws == centres[:, None])
 
 
@@ -137,14 +146,16 @@ def test_it_learns_which_words_go_together_and_the_kernel_limit_does_not(key):
 def test_analogies_are_a_plain_loop(key):
     rng = np.random.default_rng(3)
     rows, questions = rng.normal(size=(9, 4)).astype(np.float32), rng.integers(0, 9, size=(200, 4))
-    unit, want = rows / np.linalg.norm(rows, axis=1, keepdims=True), []
+    unit, want, ranks = rows / np.linalg.norm(rows, axis=1, keepdims=True), [], []
     for a, b, c, d in questions:
         scores = unit @ (unit[b] - unit[a] + unit[c])
         scores[[a, b, c]] = -np.inf
         want.append(np.argmax(scores) == d)
+        ranks.append(10 if d in (a, b, c) else 1 + np.sum(scores > scores[d]))
     found = jax.jit(analogies)(jnp.asarray(rows), jnp.asarray(questions))
     np.testing.assert_array_equal(found, want)
     assert 0 < np.sum(want) < 100
+    np.testing.assert_array_equal(jax.jit(analogy_ranks)(jnp.asarray(rows), jnp.asarray(questions)), ranks)
     rows[0] = 0
     found = jax.jit(analogies)(jnp.asarray(rows), jnp.asarray(questions))
     assert not np.any(found & np.any(questions[:, 3:] == questions[:, :3], axis=1))
@@ -189,5 +200,5 @@ def test_refused_input(key):
         cbow_batches(key, jnp.arange(3), window=1, sample=0.1)
     with pytest.raises(ValueError, match="cbow_init: vocabulary must be at least 1"):
         cbow_init(0)
-    with pytest.raises(ValueError, match=r"analogies: questions must have shape \(Q, 4\)"):
+    with pytest.raises(ValueError, match=r"analogy_ranks: questions must have shape \(Q, 4\)"):
         analogies(state.context, jnp.zeros(4, jnp.int32))

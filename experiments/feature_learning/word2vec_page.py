@@ -1,0 +1,301 @@
+"""What the experiment on Word2Vec says: claims, figures, page, from stored arrays.
+
+`regime/width/seed/quantity` is one run, its regime "finite" (muP), "kernel" (NTK parametrisation) or "batch" (muP, the
+width stands for the centre words in a step), its width a number or "limit". Errors join two kinds in quadrature: the
+standard error over seeds, and that over questions, clustered by their first pair (a, b), because the questions of a
+pair fall together. Differences are taken question by question between the runs of the same seeds.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.claims import Claim, cell, failures, holds, page, picture
+from experiments.feature_learning.word2vec_training import Problem
+from experiments.feature_learning.word_map import draw_maps
+from experiments.registry import Summary
+from jflat.report import Measured, Panel, Series, Table, draw_panels, load_run, mean_and_stderr
+
+__all__ = ["difference", "draw", "facts", "summarise", "with_errors"]
+
+Arrays = Mapping[str, np.ndarray]
+THEIRS = {"64": 33.35, "256": 41.58, "1024": 42.56, "limit": 43.31}
+"""Their accuracy on the whole of text8 with all its words, per cent."""
+
+
+def facts(problem: Problem) -> dict[str, Any]:
+    """What is stored of the text and its questions."""
+    asked = problem.questions
+    return {
+        "name": np.array(problem.name),
+        "vocabulary": np.int64(problem.vocabulary),
+        "words": np.int64(problem.tokens.shape[0]),
+        "held_out": np.int64(np.sum(problem.held[0].centre >= 0)),
+        "section": asked.section,
+        "names": np.array(asked.names),
+        "asked": asked.asked,
+        "is_semantic": asked.is_semantic,
+        "cluster": np.unique(asked.words[:, :2], axis=0, return_inverse=True)[1].ravel(),
+        "labels": np.array(problem.labels),
+    }
+
+
+def with_errors(values: np.ndarray, cluster: np.ndarray) -> Measured:
+    """Mean of (S, Q) over seeds and questions, with both standard errors; with one seed, that over questions alone.
+
+    The error is at least that of one question, 1 / Q: where all values are equal, nothing is known of their spread.
+
+    >>> with_errors(np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([0, 0, 1, 1]))  # two clusters: 0.5 +- 0.5
+    Measured(value=0.5, stderr=0.5)
+    """
+    mean = float(values.mean())
+    sums = np.bincount(cluster, values.mean(0) - mean)
+    count = np.unique(cluster).size
+    over_questions = np.sqrt(np.sum(sums**2) * count / (count - 1)) / values.shape[1] if count > 1 else np.nan
+    over_seeds = float(mean_and_stderr(values.mean(1))[1]) if len(values) > 1 else 0.0
+    return Measured(mean, max(float(np.hypot(over_questions, over_seeds)), 1 / values.shape[1]))
+
+
+def difference(a: np.ndarray, b: np.ndarray, cluster: np.ndarray) -> Measured:
+    """Mean of a - b, (S, Q) each, over the seeds that both have."""
+    seeds = min(len(a), len(b))
+    return with_errors(a[:seeds] - b[:seeds], cluster)
+
+
+def runs(arrays: Arrays, regime: str, width: str, quantity: str) -> np.ndarray:
+    """(S, ...) of all seeds."""
+    found = []
+    while (name := f"{regime}/{width}/{len(found)}/{quantity}") in arrays:
+        found.append(np.asarray(arrays[name]))
+    return np.stack(found) if found else np.zeros((0, 0))
+
+
+def _scores(arrays: Arrays, regime: str, width: str) -> tuple[np.ndarray, np.ndarray]:
+    """(S, Q): whether the answer is right in the end, and one over its rank."""
+    ranks = runs(arrays, regime, width, "ranks")[:, -1].astype(np.float64)
+    return (ranks == 1).astype(np.float64), 1 / ranks
+
+
+def _names(config: Mapping[str, Any]) -> list[str]:
+    return [*map(str, config["widths"]), "limit"]
+
+
+def _shown(width: str) -> str:
+    return "∞" if width == "limit" else width
+
+
+def _row(arrays: Arrays, regime: str, width: str) -> dict[str, Any]:
+    right, reciprocal = _scores(arrays, regime, width)
+    cluster, semantic = arrays["data/cluster"], arrays["data/is_semantic"]
+    row: dict[str, Any] = {"regime": regime, "width": width, "seeds": len(right)}
+    for name, chosen in (("total", slice(None)), ("semantic", semantic), ("syntactic", ~semantic)):
+        some = right[:, chosen]
+        row[name] = with_errors(some, cluster[chosen])._asdict() if some.size else None
+    row["reciprocal"] = with_errors(reciprocal, cluster)._asdict()
+    for name, values in (
+        ("loss", runs(arrays, regime, width, "loss")[:, -1]),
+        ("turned", runs(arrays, regime, width, "turned")),
+    ):
+        row[name] = Measured(*map(float, mean_and_stderr(values)))._asdict()
+    return row
+
+
+def _paired_loss(arrays: Arrays, a: str, b: str) -> Measured:
+    one, two = (runs(arrays, "finite", width, "loss")[:, -1] for width in (a, b))
+    seeds = min(len(one), len(two))
+    return Measured(*map(float, mean_and_stderr(one[:seeds] - two[:seeds])))
+
+
+def _scaled(value: Measured) -> Measured:
+    return cell(value._asdict(), 100)
+
+
+def _claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
+    claims, names, cluster = [], _names(config), arrays["data/cluster"]
+    scores = {width: _scores(arrays, "finite", width) for width in names}
+    steps = [*zip(names[1:], names[:-1], strict=True), *([(names[-1], names[0])] if len(names) > 2 else [])]
+    for wide, narrow in steps:
+        gap = _scaled(difference(scores[wide][0], scores[narrow][0], cluster))
+        known = f"{THEIRS[wide] - THEIRS[narrow]:+.2f} " if wide in THEIRS and narrow in THEIRS else ""
+        label = f"accuracy, points: width {_shown(wide)} − width {_shown(narrow)}"
+        claims.append(Claim.bounded(label, gap, f"{known}(> 0)", 0.0, np.inf))
+    for wide, narrow in steps:
+        gap = difference(scores[wide][1], scores[narrow][1], cluster)
+        label = f"mean 1 / rank of the answer: width {_shown(wide)} − width {_shown(narrow)}"
+        claims.append(Claim.bounded(label, gap, "[> 0]", 0.0, np.inf))
+    for wide, narrow in steps:
+        label = f"loss on the text held out, nats: width {_shown(narrow)} − width {_shown(wide)}"
+        claims.append(Claim.bounded(label, _paired_loss(arrays, narrow, wide), "[> 0]", 0.0, np.inf))
+    right = int(np.sum(_scores(arrays, "kernel", "limit")[0]))
+    text = f"{right} right of {len(cluster)}"
+    claims.append(Claim("kernel limit (GP, NTK): questions answered", text, "0", holds(right == 0)))
+    if config["kernel_seeds"]:
+        widest = str(config["widths"][-1])
+        kernel = _scores(arrays, "kernel", widest)[0]
+        label = f"NTK parametrisation, width {widest}: accuracy, %"
+        claims.append(Claim.bounded(label, _scaled(with_errors(kernel, cluster)), "0 [< 1]", -np.inf, 1.0))
+        gap = _scaled(difference(scores[widest][0], kernel, cluster))
+        label = f"accuracy, points: muP − NTK parametrisation, width {widest}"
+        claims.append(Claim.bounded(label, gap, "muP is better (> 0)", 0.0, np.inf))
+    return claims
+
+
+def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """Accuracies, losses and claims; what other batch sizes change, against one seed at the same width."""
+    rows = [_row(arrays, "finite", width) for width in _names(config)]
+    rows += [_row(arrays, "kernel", width) for width in (_names(config) if config["kernel_seeds"] else ["limit"])]
+    base = _scores(arrays, "finite", str(config["widths"][0]))[0][:1]
+    base_loss = runs(arrays, "finite", str(config["widths"][0]), "loss")[0, -1]
+    batches = []
+    for size in config["batch_sizes"]:
+        right = _scores(arrays, "batch", str(size))[0]
+        gap = _scaled(difference(right, base, arrays["data/cluster"]))
+        loss = float(runs(arrays, "batch", str(size), "loss")[0, -1] - base_loss)
+        batches.append({"size": size, "accuracy": gap._asdict(), "loss": loss})
+    sections = [
+        {
+            "name": str(name),
+            "asked": int(arrays["data/asked"][number]),
+            "covered": int(np.sum(arrays["data/section"] == number)),
+        }
+        for number, name in enumerate(arrays["data/names"])
+    ]
+    return {
+        "experiment": "width-word2vec",
+        "text": str(arrays["data/name"]),
+        "vocabulary": int(arrays["data/vocabulary"]),
+        "words": int(arrays["data/words"]),
+        "questions": len(arrays["data/cluster"]),
+        "asked": int(arrays["data/asked"].sum()),
+        "rows": rows,
+        "batches": batches,
+        "sections": sections,
+        "claims": [claim.__dict__ for claim in _claims(config, arrays)],
+        "failures": failures(arrays),
+    }
+
+
+def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
+    widths = np.asarray(config["widths"], float)
+    by = {(row["regime"], row["width"]): row for row in metrics["rows"]}
+
+    def series(regime: str, name: str, scale: float, shift: float = 1.0) -> Series:
+        points = np.array([cell(by[regime, str(width)][name], scale) for width in config["widths"]]).T
+        return Series((widths * shift, points[0]), (widths * shift, points[0], points[1]))
+
+    def limit(name: str, scale: float) -> float:
+        return cell(by["finite", "limit"][name], scale).value
+
+    def flat(name: str) -> Series:
+        return Series(line=(widths[[0, -1]], np.full(2, limit(name, 100))))
+
+    total = {"muP": series("finite", "total", 100)}
+    if config["kernel_seeds"]:
+        total["NTK parametrisation"] = series("kernel", "total", 100)
+    kinds: dict[str, Series] = {}
+    for shift, name in ((0.97, "semantic"), (1.03, "syntactic")):
+        if by["finite", "limit"][name] is not None:
+            kinds |= {f"muP, {name}": series("finite", name, 100, shift), f"infinite width, {name}": flat(name)}
+    panels = [
+        Panel(
+            "all questions",
+            "analogy accuracy, %",
+            total,
+            levels={"infinite width, muP": limit("total", 100), "kernel limit": 0.0},
+            lowest=-1.0,
+        ),
+        Panel("by kind of question", "analogy accuracy, %", kinds, lowest=0.0),
+        Panel(
+            "text held out",
+            "loss, nats",
+            {"muP": series("finite", "loss", 1)},
+            levels={"infinite width, muP": limit("loss", 1)},
+        ),
+    ]
+    caption = (
+        f"Accuracy on {metrics['questions']} questions and loss against the width. Bars are standard errors over seeds "
+        "and questions; widths share questions and draws, so that differences are surer (table of claims)."
+    )
+    return draw_panels(panels, xlabel="width n"), caption
+
+
+def _course_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
+    right, loss = {}, {}
+    for width in reversed(_names(config)):
+        words = runs(arrays, "finite", width, "words")[0] / 1e6
+        label = "infinite width" if width == "limit" else f"width {width}"
+        ranks = runs(arrays, "finite", width, "ranks")
+        right[label] = Series((words, 100 * np.mean(ranks == 1, axis=(0, 2))))
+        loss[label] = Series((words, runs(arrays, "finite", width, "loss").mean(0)))
+    panels = [
+        Panel("what is known", "analogy accuracy, %", right, lowest=0.0),
+        Panel("text held out", "loss, nats", loss),
+    ]
+    caption = "After each epoch, mean over seeds, muP. The rate falls linearly to zero over the whole course."
+    return draw_panels(panels, xlabel="centre words read, millions", log_x=False), caption
+
+
+def _map_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
+    least, widest = str(config["widths"][0]), str(config["widths"][-1])
+    grams = {}
+    if config["kernel_seeds"]:
+        grams[f"kernel regime, width {widest}"] = runs(arrays, "kernel", widest, "gram")[0]
+    grams[f"muP, width {least}"] = runs(arrays, "finite", least, "gram")[0]
+    grams["muP, infinite width"] = runs(arrays, "finite", "limit", "gram")[0]
+    caption = (
+        "Principal directions of normalised embeddings of a few pairs, a (circle) to b (square): where features are "
+        "learned, arrows are alike and pairs lie apart; in the kernel regime all words stay at right angles."
+    )
+    return draw_maps(grams, [str(label) for label in arrays["data/labels"]]), caption
+
+
+def draw(directory: pathlib.Path, claim: str) -> Summary:
+    """Figures, tables and the page of a finished run, from its stored arrays."""
+    stored = load_run(directory)
+    config, metrics, arrays = stored.config, stored.metrics, stored.arrays
+    drawn = {
+        "accuracy": _width_figure(config, metrics),
+        "course": _course_figure(config, arrays),
+        "map": _map_figure(config, arrays),
+    }
+    pictures = [picture(directory, name, *figure) for name, figure in drawn.items()]
+    regimes = {"finite": "muP", "kernel": "kernel"}
+    cells = [
+        [
+            f"{regimes[row['regime']]}, {_shown(row['width'])}",
+            str(row["seeds"]),
+            *(cell(row[name], 100) for name in ("total", "semantic", "syntactic")),
+            *(cell(row[name]) for name in ("reciprocal", "loss", "turned")),
+            THEIRS.get(row["width"]) if row["regime"] == "finite" else 0.0 if row["width"] == "limit" else None,
+        ]
+        for row in metrics["rows"]
+    ]
+    header = ["width", "seeds", "accuracy, %", "semantic", "syntactic", "1 / rank", "loss", "turned", "theirs, %"]
+    note = "Theirs: the whole of text8 and all its words; only the order is comparable. Turned: rms |x − x₀|, |x| = 1."
+    sections = [[row["name"], row["covered"], row["asked"]] for row in metrics["sections"]]
+    batches = [[str(row["size"]), cell(row["accuracy"]), row["loss"]] for row in metrics["batches"]]
+    tables = [
+        Table(header, cells, note),
+        Table(["section", "covered", "asked"], sections, "Questions whose four words are in the vocabulary."),
+    ]
+    if batches:
+        text = f"Centre words in a step, against {config['batch_size']}: width {config['widths'][0]}, one seed."
+        tables.append(Table(["words in a step", "accuracy, points", "loss"], batches, text))
+    what = (
+        f"CBOW with negative sampling on {metrics['text']}: {metrics['words']:,} words of a vocabulary of "
+        f"{metrics['vocabulary']:,}, {config['epochs']} epochs, first rate {config['lr']:g}, "
+        f"{config['batch_size']} centre word(s) a step. {metrics['questions']:,} of {metrics['asked']:,} analogy "
+        "questions are covered. "
+    )
+    if config["data"] == "language":
+        what += (
+            "The text is artificial: sentences about pairs of words, in which a topic is shared by a pair and marks by "
+            "all words on one side, so that analogies hold by construction; accuracies say nothing about English. "
+        )
+    what += (
+        "Infinite width is the exact limit in muP; the kernel regime is the NTK parametrisation at the same widths, "
+        "and its limit, in which embeddings do not move."
+    )
+    return page(directory, stored, "Word2Vec from width 64 to infinity", what, claim, pictures, tables)
