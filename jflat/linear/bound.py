@@ -47,7 +47,7 @@ class BoundResult(NamedTuple):
     direction: jax.Array
     """(dx,): v, of unit norm; for white data the top right singular vector of T."""
     multiplier: jax.Array
-    """t = |S^{1/2} v|^2 / |Phi v|^2; for white data s^{-2}. Infinity for T = 0."""
+    """t = |S^{1/2} v|^2 / |Phi v|^2; for white data s^{-2}. Infinity for T = 0, NaN where T or S is not finite."""
     at_singular_vector: jax.Array
     """2 c m F(v1), v1 the top right singular vector of Phi: simpler and weaker."""
     status: jax.Array
@@ -138,7 +138,7 @@ def least_sharpness(task: LinearTask, depth: int, *, c: float) -> BoundResult:
     tolerance = float(jnp.finfo(dtype).eps) ** (2 / 3)
     met = jnp.where(upper - value <= tolerance * upper, Status.CONVERGED, Status.STAGNATION)
     finite = jnp.isfinite(value) & jnp.isfinite(upper)
-    t = jnp.where(p_scale > 0, jnp.exp(tau) * s_scale / _nonzero(p_scale), jnp.inf)
+    t = jnp.where(p_scale == 0, jnp.inf, jnp.exp(tau) * s_scale / _nonzero(p_scale))
     status = jnp.where(finite, met, Status.NON_FINITE).astype(jnp.int32)
     return BoundResult(value, upper, v, t, scale * value_of(first), status)
 

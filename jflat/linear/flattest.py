@@ -62,8 +62,8 @@ def flattest(task: LinearTask, depth: int, *, widths: Sequence[int] | None = Non
 
     Returns:
       m layers; the hidden ones are diag(alpha, ..., alpha, 0, ...) with r entries, W_m = alpha U_T and
-      W_1 = alpha^{1-m} U_T^T T, with U_T (dy, r) the left singular vectors of T. Zeros for T = 0. Values that are not
-      finite come out as they went in.
+      W_1 = alpha^{1-m} U_T^T T, with U_T (dy, r) the left singular vectors of T. Zeros for T = 0. NaN in every layer
+      where T or S is not finite.
 
     Raises:
       ValueError: for a depth below 1 or widths that are too small.
@@ -81,7 +81,7 @@ def flattest(task: LinearTask, depth: int, *, widths: Sequence[int] | None = Non
     if depth == 1:
         return (task.target,)
     t = least_sharpness(task, depth, c=1.0).multiplier
-    alpha = jnp.where(jnp.isinf(t), 0, jnp.where(jnp.isinf(t), 1, t) ** (-0.5 / depth))
+    alpha = jnp.where(t == jnp.inf, 0, jnp.where(jnp.isinf(t), 1, t) ** (-0.5 / depth))
     left, values, right = jnp.linalg.svd(task.target, full_matrices=False)
     scaled = jnp.where(alpha == 0, 0, values * jnp.where(alpha == 0, 1, alpha) ** (1 - depth))
     middle = alpha * jnp.eye(len(values), dtype=values.dtype)

@@ -213,8 +213,9 @@ def jacobian_path(
             out = layer(h)
             return out, out
 
-        shape = jax.eval_shape(layer, h).shape
-        check.require(len(shape) == 1, "jacobian_path", f"layers[{number}]", "must return a vector", shape)
+        out = jax.eval_shape(layer, h)
+        is_vector = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) == 1
+        check.require(is_vector, "jacobian_path", f"layers[{number}]", "must return a vector", out)
         jacobian, h = jax.jacfwd(twice, has_aux=True)(h)
         jacobians.append(jacobian)
     return path_structure(jacobians), tuple(jacobians)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import check
+from jflat.core.tracing import is_traced
 
 __all__ = [
     "LinearTask",
@@ -56,7 +57,7 @@ def task_from_samples(inputs: jax.Array, outputs: jax.Array) -> LinearTask:
     """The task of fitting samples, by QR and SVD of the inputs (no Gram matrix, which would square errors).
 
     Args:
-      inputs: (n, dx), a sample per row, real floating point.
+      inputs: (n, dx), a sample per row, float32 or float64.
       outputs: (n, dy), same dtype.
 
     Returns:
@@ -64,7 +65,7 @@ def task_from_samples(inputs: jax.Array, outputs: jax.Array) -> LinearTask:
       map of least norm. Values that are not finite pass on and are reported by what uses the task.
 
     Raises:
-      ValueError: if the shapes do not fit or the arrays are not floating point.
+      ValueError: if the shapes do not fit or the arrays are not float32 or float64.
 
     >>> task = task_from_samples(jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[3.0], [4.0]]))
     >>> [[round(float(t), 4) for t in row] for row in task.target]
@@ -76,6 +77,7 @@ def task_from_samples(inputs: jax.Array, outputs: jax.Array) -> LinearTask:
     rule = "must be (n, dx) and (n, dy), of one dtype"
     got = f"{inputs.shape} {inputs.dtype}, {outputs.shape} {outputs.dtype}"
     check.require(good, "task_from_samples", "inputs and outputs", rule, got)
+    require_precision("task_from_samples", "inputs and outputs", inputs.dtype)
     scale = 1 / len(inputs) ** 0.5
     q, r = jnp.linalg.qr(scale * inputs)
     u, s, vt = jnp.linalg.svd(r, full_matrices=False)
@@ -91,14 +93,15 @@ def task_from_moments(target: jax.Array, second_moments: jax.Array | None = None
     """The task of reaching T on inputs with second moments S; white inputs, S = I, by default.
 
     Args:
-      target: T (dy, dx), real floating point.
-      second_moments: S (dx, dx), symmetric positive semidefinite (the caller's word; negative eigenvalues count as 0).
+      target: T (dy, dx), float32 or float64.
+      second_moments: S (dx, dx), symmetric positive semidefinite. Rounding below root eps of the largest entry is
+        forgiven: S is symmetrised, negative eigenvalues count as 0. Under `jit` and `vmap` that it is so is your word.
 
     Returns:
       A `LinearTask` with floor 0.
 
     Raises:
-      ValueError: if T is no matrix, or S does not fit.
+      ValueError: if T is no matrix, S does not fit, or, where it is known, S is not symmetric or not semidefinite.
 
     >>> task_from_moments(jnp.eye(2), jnp.diag(jnp.array([4.0, 9.0]))).root
     Array([[2., 0.],
@@ -107,6 +110,7 @@ def task_from_moments(target: jax.Array, second_moments: jax.Array | None = None
     target = jnp.asarray(target)
     check.require_floating("task_from_moments", "target", target)
     check.require(target.ndim == 2 and target.size > 0, "task_from_moments", "target", "must be a matrix", target.shape)
+    require_precision("task_from_moments", "target", target.dtype)
     dx, floor = target.shape[1], jnp.zeros((), target.dtype)
     if second_moments is None:
         return LinearTask(target, jnp.eye(dx, dtype=target.dtype), floor)
@@ -114,7 +118,13 @@ def task_from_moments(target: jax.Array, second_moments: jax.Array | None = None
     rule = f"must have shape {(dx, dx)} and dtype {target.dtype}"
     fits = moments.shape == (dx, dx) and moments.dtype == target.dtype
     check.require(fits, "task_from_moments", "second_moments", rule, f"{moments.shape} {moments.dtype}")
-    values, vectors = jnp.linalg.eigh(moments)
+    values, vectors = jnp.linalg.eigh((moments + moments.T) / 2)
+    if not is_traced(moments) and bool(jnp.all(jnp.isfinite(moments))):
+        slack = float(jnp.finfo(moments.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(moments)))
+        gap, least = float(jnp.max(jnp.abs(moments - moments.T))), float(values[0])
+        check.require(gap <= slack, "task_from_moments", "second_moments", "must be symmetric", f"|S - S^T| = {gap:g}")
+        rule = "must have no negative eigenvalue"
+        check.require(least >= -slack, "task_from_moments", "second_moments", rule, f"{least:g}")
     return LinearTask(target, multiply(vectors * jnp.sqrt(jnp.maximum(values, 0)), vectors.T), floor)
 
 
@@ -130,6 +140,7 @@ def require_weights(where: str, weights: Weights, task: LinearTask | None = None
     check.require(is_chain, where, "weights", rule, shapes)
     dtypes = {w.dtype for w in layers} | ({task.target.dtype} if task is not None else set())
     check.require(len(dtypes) == 1, where, "weights", "must have one dtype, that of the task", sorted(map(str, dtypes)))
+    require_precision(where, "weights", layers[0].dtype)
     if task is not None:
         dy, dx = task.target.shape
         rule = f"must map {dx} inputs to {dy} outputs"
@@ -147,6 +158,11 @@ def require_widths(where: str, widths: Sequence[int], task: LinearTask) -> None:
         check.require(width >= least, where, "every hidden width", rule, list(widths))
 
 
+def require_precision(where: str, argument: str, dtype: jnp.dtype) -> None:
+    """`ValueError` for half precision, in which there is no decomposition of a matrix."""
+    check.require(jnp.finfo(dtype).bits >= 32, where, argument, "must be float32 or float64", dtype)
+
+
 def require_constant(where: str, c: float) -> None:
     """`ValueError` for a loss constant that is not positive."""
     check.require_number(where, "c", c, 0.0, exclusive=True)
@@ -155,10 +171,13 @@ def require_constant(where: str, c: float) -> None:
 def end_to_end(weights: Weights) -> jax.Array:
     """W_m ... W_1 (dy, dx).
 
+    Raises:
+      ValueError: if the matrices do not form a chain.
+
     >>> end_to_end([jnp.array([[1.0], [2.0]]), jnp.array([[3.0, 4.0]])])
     Array([[11.]], dtype=float32)
     """
-    return functools.reduce(lambda product, w: multiply(w, product), weights)
+    return functools.reduce(lambda product, w: multiply(w, product), require_weights("end_to_end", weights))
 
 
 def sample_loss(weights: Weights, batch: tuple[jax.Array, jax.Array], *, c: float) -> jax.Array:
@@ -167,10 +186,19 @@ def sample_loss(weights: Weights, batch: tuple[jax.Array, jax.Array], *, c: floa
     Args:
       weights: the layers, first layer first.
       batch: inputs (n, dx) and outputs (n, dy).
-      c: the convention of the loss.
+      c: the convention of the loss, positive.
+
+    Raises:
+      ValueError: if the matrices do not form a chain, the batch does not fit them, or c is not positive.
     """
-    inputs, outputs = batch
-    for w in weights:
+    where, (inputs, outputs) = "sample_loss", batch
+    layers = require_weights(where, weights)
+    require_constant(where, c)
+    dx, dy, count = layers[0].shape[1], layers[-1].shape[0], jnp.shape(inputs)[0] if jnp.ndim(inputs) else 0
+    fits = count > 0 and (jnp.shape(inputs), jnp.shape(outputs)) == ((count, dx), (count, dy))
+    rule = f"must be (n, {dx}) and (n, {dy}), n > 0"
+    check.require(fits, where, "batch", rule, f"{jnp.shape(inputs)}, {jnp.shape(outputs)}")
+    for w in layers:
         inputs = multiply(inputs, w.T)
     return c * jnp.sum((inputs - outputs) ** 2) / len(outputs)
 
@@ -178,10 +206,20 @@ def sample_loss(weights: Weights, batch: tuple[jax.Array, jax.Array], *, c: floa
 def excess_loss(weights: Weights, task: LinearTask, *, c: float) -> jax.Array:
     """c |(W_m ... W_1 - T) S^{1/2}|_F^2, the loss above its least value; zero at the global minima alone.
 
+    Any hidden widths; below min(dx, dy) the loss may have no zero.
+
+    Raises:
+      ValueError: if the matrices do not form a chain that maps like T, or c is not positive.
+
     >>> float(excess_loss([jnp.eye(2), 2 * jnp.eye(2)], task_from_moments(3 * jnp.eye(2)), c=0.5))
     1.0
     """
-    return c * jnp.sum(multiply(end_to_end(weights) - task.target, task.root) ** 2)
+    require_constant("excess_loss", c)
+    product = end_to_end(require_weights("excess_loss", weights))
+    rule = f"must have a product like the target, {task.target.shape} {task.target.dtype}"
+    fits = (product.shape, product.dtype) == (task.target.shape, task.target.dtype)
+    check.require(fits, "excess_loss", "weights", rule, f"{product.shape} {product.dtype}")
+    return c * jnp.sum(multiply(product - task.target, task.root) ** 2)
 
 
 def change_gauge(weights: Weights, gauges: Sequence[jax.Array]) -> tuple[jax.Array, ...]:

@@ -175,6 +175,8 @@ def test_the_least_balanced_flattest_network(x64):
 def test_values_that_are_not_finite_and_float32(key):
     bad = least_sharpness(task_from_moments(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]])), 3, c=0.5)
     assert int(bad.status) == Status.NON_FINITE
+    broken = flattest(task_from_moments(jnp.full((2, 2), jnp.nan)), 3)  # no layer looks as if it were well
+    assert all(np.isnan(w).all() for w in broken)
     target, root = jax.random.normal(key, (2, 3, 3))
     task = LinearTask(target, root @ root.T, jnp.zeros(()))
     bound = jax.jit(lambda task: least_sharpness(task, 3, c=0.5))(task)

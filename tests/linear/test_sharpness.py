@@ -184,6 +184,25 @@ def test_refused_input(key):
         sharpness([], task, c=0.5)
     with pytest.raises(ValueError, match=r"inputs and outputs must be \(n, dx\) and \(n, dy\)"):
         task_from_samples(jnp.ones((5, 2)), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match="target must be float32 or float64; got bfloat16"):
+        task_from_moments(jnp.eye(2, dtype=jnp.bfloat16))
+    with pytest.raises(ValueError, match="inputs and outputs must be float32 or float64; got float16"):
+        task_from_samples(jnp.ones((3, 2), jnp.float16), jnp.ones((3, 1), jnp.float16))
+    with pytest.raises(ValueError, match=r"second_moments must be symmetric; got \|S - S\^T\| = 5"):
+        task_from_moments(jnp.eye(2), jnp.array([[9.0, 5.0], [0.0, 9.0]]))
+    with pytest.raises(ValueError, match="second_moments must have no negative eigenvalue; got -1"):
+        task_from_moments(jnp.eye(2), -jnp.eye(2))
+    square = task_from_moments(jnp.eye(2))  # what would broadcast is refused
+    with pytest.raises(ValueError, match=r"excess_loss: weights must have a product like the target, \(2, 2\) float32"):
+        excess_loss([jnp.ones((1, 2))], square, c=0.5)
+    with pytest.raises(ValueError, match="excess_loss: c must be"):
+        excess_loss([jnp.eye(2)], square, c=-1.0)
+    for inputs, outputs in (((4, 2), (4, 3)), ((1, 2), (4, 1)), ((0, 2), (0, 1))):
+        with pytest.raises(ValueError, match=r"sample_loss: batch must be \(n, 2\) and \(n, 1\), n > 0; got"):
+            sample_loss([jnp.ones((1, 2))], (jnp.ones(inputs), jnp.ones(outputs)), c=0.5)
+    for weights in ([jnp.eye(2), jnp.eye(3)], [jnp.eye(2), jnp.ones(2)]):
+        with pytest.raises(ValueError, match="end_to_end: weights must be matrices"):
+            end_to_end(weights)
     with pytest.raises(ValueError, match="target must be a matrix"):
         task_from_moments(jnp.ones(3))
     with pytest.raises(ValueError, match=r"second_moments must have shape \(4, 4\)"):
