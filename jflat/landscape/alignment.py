@@ -43,6 +43,7 @@ import numpy as np
 import optax
 
 from jflat.core import Status, check, tree
+from jflat.core.tracing import is_traced
 
 __all__ = ["AlignmentResult", "match_activations", "match_weights", "permute", "random_permutations", "sequential"]
 
@@ -112,7 +113,8 @@ def permute(params: PyTree, spec: Specification, permutations: Permutations) -> 
       permutations: int (n,) for each name in `spec`; a name left out is the identity.
 
     Raises:
-      ValueError: if an axis is not in `params` or its length is no multiple of the units; for an unknown name.
+      ValueError: if an axis is not in `params` or its length is no multiple of the units; for an unknown name, or what
+        is no permutation (where it is known; under `jit` that it is one is your word).
 
     >>> params = {"a": {"kernel": jnp.array([[1.0, 2.0]])}, "b": {"kernel": jnp.array([[3.0], [4.0]])}}
     >>> new = permute(params, sequential(params), {"a": jnp.array([1, 0])})
@@ -124,6 +126,10 @@ def permute(params: PyTree, spec: Specification, permutations: Permutations) -> 
         check.require(name in sizes, "permute", "permutations", f"must be among {list(sizes)}", repr(name))
         rule = f"must have shape ({sizes[name]},)"
         check.require(jnp.shape(order) == (sizes[name],), "permute", f"permutations[{name!r}]", rule, jnp.shape(order))
+        if not is_traced(order):
+            is_permutation = np.array_equal(np.sort(np.asarray(order)), np.arange(sizes[name]))
+            rule = f"must be a permutation of 0 to {sizes[name] - 1}"
+            check.require(is_permutation, "permute", f"permutations[{name!r}]", rule, np.asarray(order).tolist())
     axes: dict[str, list[tuple[str, int]]] = {}
     for name in permutations:
         for path, axis in spec[name]:

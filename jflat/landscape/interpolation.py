@@ -7,7 +7,8 @@ A path is a function of t in [0, 1] that gives parameters: the straight line (`l
     barrier_above_line  = max_t [L(t) - (1 - t) L(0) - t L(1)]          Entezari et al., Ainsworth et al. (Git Re-Basin)
 
 Neither is negative, the second is never below the first, and between ends of one loss they are equal. (Frankle et al.
-subtract the mean of the ends, which lies between.) Both are maxima over the points evaluated, hence lower bounds.
+subtract the mean of the ends: that is the first plus half the difference of the ends, so not 0 on an even slope.) Both
+are maxima over the points evaluated, hence lower bounds.
 
 `loss_fn` may be any mean per sample: with an error rate the same functions give the barrier of the error.
 
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflat.core import Status, check, tree
 from jflat.data import mean_over_batches
@@ -40,7 +42,7 @@ class PathResult(NamedTuple):
     times: jax.Array
     """(n,) ascending from 0 to 1."""
     losses: jax.Array
-    """(n,), mean per sample."""
+    """(n,), mean per sample; at least float32."""
     barrier: jax.Array
     """max L - max(L(0), L(1)), at least 0."""
     barrier_above_line: jax.Array
@@ -103,7 +105,7 @@ def path_losses(
     """
     check.require_integer("path_losses", "num_points", num_points, 3)
     check.require_integer("path_losses", "points_at_once", points_at_once, 1)
-    dtype = jnp.result_type(jax.eval_shape(lambda t: tree.norm(path(t)), jnp.zeros(())))
+    dtype = jax.eval_shape(lambda t: tree.norm(path(t)), jnp.zeros(())).dtype
     times = jnp.linspace(0, 1, num_points, dtype=dtype)
     losses = evaluate("path_losses", loss_fn, path, times, batches, points_at_once)
     return summarise(times, losses)
@@ -148,9 +150,10 @@ def evaluate(
 
 
 def summarise(times: jax.Array, losses: jax.Array) -> PathResult:
-    """The barriers of losses (n,) at times (n,) from 0 to 1."""
+    """The barriers of losses (n,) at times (n,) from 0 to 1, in at least float32."""
     finite = jnp.all(jnp.isfinite(losses))
-    times = times.astype(losses.dtype)
+    dtype = np.promote_types(losses.dtype, np.float32)
+    losses, times = losses.astype(dtype), times.astype(dtype)
     line = (1 - times) * losses[0] + times * losses[-1]
     above = jnp.maximum(jnp.max(losses - line), 0)  # the line's rounding error is not a barrier
     barrier = jnp.max(losses) - jnp.maximum(losses[0], losses[-1])

@@ -227,6 +227,8 @@ S = sequential(W)
         (lambda: permute(W, {"p": []}, {}), "must name an axis; got"),
         (lambda: permute(W, S, {"c": jnp.arange(3)}), r"permutations must be among \['a'\]"),
         (lambda: permute(W, S, {"a": jnp.arange(2)}), r"permutations\['a'\] must have shape \(3,\)"),
+        (lambda: permute(W, S, {"a": jnp.array([0, 0, 2])}), r"permutations\['a'\] must be a permutation of 0 to 2"),
+        (lambda: match_weights(W, W, S, initial={"a": jnp.array([0, 1, 7])}), "must be a permutation of 0 to 2; got"),
         (lambda: match_weights(W, {"a": W["a"]}, S), "match_weights: other must have the tree structure"),
         (lambda: match_weights(W, W, S, max_sweeps=0), "max_sweeps must be at least 1"),
         (lambda: match_activations({}, {}, {"a": []}), "reference must have the activations of 'a'"),

@@ -167,7 +167,11 @@ def test_certificates_of_quadratic_forms(x64, key):
     # A quartic saddle has no curvature: only the probes can tell.
     monkey = c.certify(lambda w, _: w[0] ** 3 - 3 * w[0] * w[1] ** 2, jnp.zeros(2), None, key, num_probes=50)
     assert (monkey.nullity, monkey.status) == (2, Status.INDEFINITE)
-    for bad in ({"claim": "maximum"}, {"radii": (0.0,)}, {"num_probes": -1}):
+    with pytest.raises(ValueError, match="certify: loss_fn must return one scalar"):
+        c.certify(lambda w, _: w, zeros, None, key)
+    with pytest.raises(ValueError, match="certify: params must be float32 or float64; got bfloat16"):
+        c.certify(form, zeros.astype(jnp.bfloat16), zeros.astype(jnp.bfloat16), key)
+    for bad in ({"claim": "maximum"}, {"radii": (0.0,)}, {"num_probes": -1}, {"tolerance": -1e-3}):
         with pytest.raises(ValueError, match="certify"):
             c.certify(form, zeros, jnp.ones(3), key, **bad)
 

@@ -60,6 +60,16 @@ def test_the_line_is_exact_at_its_ends_and_passes_through_jit():
     assert found.times.dtype == jnp.float32
 
 
+def test_losses_in_half_precision_are_compared_in_single():
+    """A thousand times are not a hundred. On an even slope there is no barrier, but for the mean of the ends."""
+    slope = lambda w, _: w.astype(jnp.bfloat16)  # noqa: E731
+    found = linear_barrier(slope, jnp.bfloat16(0), jnp.bfloat16(1), None, num_points=1001)
+    assert found.times.dtype == found.losses.dtype == found.barrier.dtype == jnp.float32
+    assert np.all(np.diff(found.times) > 0)
+    assert float(found.barrier) == 0
+    assert float(found.losses.max() - (found.losses[0] + found.losses[-1]) / 2) == 0.5
+
+
 def test_same_ends_and_losses_that_are_not_finite():
     same = linear_barrier(double_well, LEFT, LEFT, jnp.ones(2), num_points=5)
     assert float(same.barrier) == float(same.barrier_above_line) == 0

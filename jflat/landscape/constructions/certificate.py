@@ -72,7 +72,8 @@ def certify(
       A `Certificate`. A probe contradicts a minimum if it is lower by more than 64 eps max(|L|, L there), the rounding.
 
     Raises:
-      ValueError: for a claim of another name, a radius that is not positive, a negative number of probes.
+      ValueError: for a claim of another name, a radius or tolerance that is not positive, a negative number of probes,
+        or a loss that is not one scalar; for half precision.
 
     Cost: P Hessian products and P^3 for the eigenvalues, P^2 memory; num_probes * len(radii) losses.
 
@@ -87,6 +88,10 @@ def certify(
         check.require_number("certify", "radii", radius, 0.0, exclusive=True)
     check.require_floating("certify", "params", params)
     dtype = jax.flatten_util.ravel_pytree(params)[0].dtype
+    check.require(jnp.finfo(dtype).bits >= 32, "certify", "params", "must be float32 or float64", dtype)
+    if tolerance is not None:
+        check.require_number("certify", "tolerance", tolerance, 0.0, exclusive=True)
+    check.require_scalar("certify", "loss_fn", jax.eval_shape(loss_fn, params, batch))
     cutoff = float(jnp.finfo(dtype).eps) ** (2 / 3) if tolerance is None else tolerance
     count = num_probes if len(radii) else 0
     spheres = jnp.asarray(radii, dtype)

@@ -100,10 +100,10 @@ def hard_labels(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     wanted = jnp.concatenate([jnp.zeros(1 + dimension, inputs.dtype), identity])
     # The shortest solution of features^T e = wanted, by QR: no condition number is squared.
     q, r = jnp.linalg.qr(features)
-    e = q @ jax.scipy.linalg.solve_triangular(r, wanted, trans="T")
+    e = jnp.matmul(q, jax.scipy.linalg.solve_triangular(r, wanted, trans="T"), precision=jax.lax.Precision.HIGHEST)
     e = e / jnp.sqrt(jnp.mean(e**2))
     m = jnp.mean(e * jnp.sum(inputs**2, axis=1)) / dimension
-    moments = features.T @ e / count
+    moments = jnp.matmul(features.T, e, precision=jax.lax.Precision.HIGHEST) / count
     root = jnp.sqrt(jnp.finfo(inputs.dtype).eps)
     good = (m > root) & (jnp.max(jnp.abs(moments - m * wanted)) <= root * jnp.max(jnp.abs(features)))
     rule = "must not lie on a quadric"

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core import Status, check
+from jflat.core.tracing import is_traced
 
 __all__ = ["FactorFlow", "WithFactor", "factor_flow", "factor_identity", "with_factor"]
 
@@ -130,8 +131,8 @@ def factor_flow(
     even in the logarithm, `num_steps` in all of 200 a decade give a and b to four digits.
 
     Args:
-      value: L > 0.
-      times: (T,), increasing from 0.
+      value: L > 0; may be traced.
+      times: (T,), T > 0, ascending; real floating point.
       lam: > 0.
       mu: >= 0.
       start: (a, b) at times[0].
@@ -141,7 +142,7 @@ def factor_flow(
       A `FactorFlow`.
 
     Raises:
-      ValueError: for lam, mu or shapes outside their ranges.
+      ValueError: for a value, lam, mu, times or shapes outside their ranges.
 
     Example: at late times F - L = 1 / (4 t).
 
@@ -153,7 +154,11 @@ def factor_flow(
     check.require_number("factor_flow", "mu", mu, 0.0)
     check.require_floating("factor_flow", "times", times)
     check.require_integer("factor_flow", "num_steps", num_steps, 1)
-    check.require(times.ndim == 1, "factor_flow", "times", "must have shape (T,)", times.shape)
+    is_vector = times.ndim == 1 and times.size > 0
+    check.require(is_vector, "factor_flow", "times", "must have shape (T,), T > 0", times.shape)
+    ascends = is_traced(times) or bool(jnp.all(jnp.diff(times) >= 0))
+    check.require(ascends, "factor_flow", "times", "must ascend", times)
+    check.require_number("factor_flow", "value", value, 0.0, exclusive=True)
     dtype = times.dtype
     level, strength, pull = (jnp.asarray(x, dtype) for x in (value, lam, mu))
 

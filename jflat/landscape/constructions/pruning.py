@@ -13,7 +13,7 @@ different SGD noise (order of the data) end on the two sides of no barrier, the 
 How a network is trained is the caller's function; everything here is pure and takes any pytree.
 
 References: J. Frankle, M. Carbin, 1803.03635; J. Frankle, G. K. Dziugaite, D. M. Roy, M. Carbin, 1912.05671. They
-subtract the mean of the ends from the maximum on the line; `linear_barrier` has two definitions.
+subtract the mean of the ends from the maximum on the line; the two of `linear_barrier` are others.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jflat.core import check, tree
@@ -100,13 +101,13 @@ def magnitude_prune(
     leaves, treedef = jax.tree.flatten(params)
     masks, chosen = jax.tree.leaves(mask), jax.tree.leaves(flags)
     sizes = [
-        jnp.where(kept, jnp.abs(leaf).astype(jnp.promote_types(leaf.dtype, jnp.float32)), jnp.inf).reshape(-1)
+        jnp.where(kept, jnp.abs(leaf).astype(np.promote_types(leaf.dtype, np.float32)), jnp.inf).reshape(-1)
         for leaf, kept, flag in zip(leaves, masks, chosen, strict=True)
         if flag
     ]
     if not sizes:
         return mask
-    wide = jnp.result_type(*sizes)
+    wide = np.result_type(*(part.dtype for part in sizes))
     magnitudes = jnp.concatenate([part.astype(wide) for part in sizes])
     ranks = (
         jnp.zeros(magnitudes.shape, jnp.int32)

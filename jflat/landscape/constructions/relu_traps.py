@@ -123,11 +123,12 @@ def affine_trap(
     check.require_number(where, "radius", radius, 0.0, exclusive=True)
     extended = jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1)
     fit = jnp.linalg.lstsq(extended, targets)[0]
-    bound = 0.5 * jnp.mean((extended @ fit - targets) ** 2)
+    highest = jax.lax.Precision.HIGHEST
+    bound = 0.5 * jnp.mean((jnp.matmul(extended, fit, precision=highest) - targets) ** 2)
     size = jnp.sqrt(jnp.sum(fit[:-1] ** 2))
     slope = fit[:-1] / jnp.where(size > 0, size, 1)
     margin = 1.01 * radius * jnp.sqrt(1 + jnp.max(jnp.sum(inputs**2, axis=1)))
-    bias = margin - jnp.min(inputs @ slope)
+    bias = margin - jnp.min(jnp.matmul(inputs, slope, precision=highest))
     others = num_units - 1
     hidden = jnp.concatenate([jnp.tile(slope, (others, 1)), jnp.zeros_like(slope)[None]])
     constant = (fit[-1] - size * bias) / margin

@@ -147,7 +147,8 @@ def train_students(
     count = teacher.shape[0] if num_students is None else num_students
     check.require_integer(where, "num_students", count, 1)
     check.require_integer(where, "num_steps", num_steps, 1)
-    check.require_number(where, "learning_rate", learning_rate, 0.0, exclusive=True)
+    for name, number in (("learning_rate", learning_rate), ("tolerance", tolerance), ("threshold", threshold)):
+        check.require_number(where, name, number, 0.0, exclusive=True)
     numbers = (jnp.asarray(x, teacher.dtype) for x in (learning_rate, tolerance, threshold))
     return _train(key, teacher, num_starts, count, num_steps, *numbers)
 

@@ -79,7 +79,7 @@ def half_width_minimum(
       `OneHidden`, of loss about (eps cond)^2.
 
     Raises:
-      ValueError: for odd or too small widths.
+      ValueError: for odd or too small widths, or targets that are not one per input.
 
     >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([2.0, -1.0])
     >>> net = half_width_minimum(jax.random.key(0), x, y, 4, jnp.tanh, half=1)
@@ -89,6 +89,8 @@ def half_width_minimum(
     """
     where = "half_width_minimum"
     count, dimension = require_inputs(where, inputs)
+    shape = jnp.shape(targets)
+    check.require(shape == (count,), where, "targets", f"must have shape ({count},)", shape)
     check.require_integer(where, "num_units", num_units, 2 * count)
     check.require(num_units % 2 == 0, where, "num_units", "must be even", num_units)
     check.require_integer(where, "half", half, 0, 1)
