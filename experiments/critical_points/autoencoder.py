@@ -91,10 +91,7 @@ def _find(config: Config, name: str, tell: Any) -> dict[str, Any]:
         number, steps = config.num_starts[place], config.num_steps[place]
         batch, starts = autoencoder_problem(config.size, config.width, config.num_samples, number, config.seed)
         method = _method(config, name)
-        rounds = max(1, steps // 500)
-        arrays = measuring.find(
-            autoencoder_loss, starts, batch, method, num_steps=steps, points=("best",), num_rounds=rounds
-        )
+        arrays = measuring.find(autoencoder_loss, starts, batch, method, num_steps=steps, points=("best",))
         moments = np.linalg.eigvalsh(np.asarray(batch).T @ np.asarray(batch) / config.size)
     return arrays | {"moments": moments}
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jflat.core import tree
 from jflat.critical import FinderResult, Iterate, Method, classify, find_critical_points
 from jflat.report import Measured, bootstrap_interval
 
@@ -30,36 +29,29 @@ def find(
     points: tuple[str, ...] = ("best", "flattest"),
     keep: str | None = None,
     taus: tuple[float, ...] = TAUS,
-    num_rounds: int = 1,
+    keep_trace: bool = False,
 ) -> dict[str, np.ndarray]:
     """Run a finder from each start, and classify the named points of each run: arrays (n, ...).
 
-    The parameters of the point `keep` are kept as well, as vectors. With several rounds the runs go on from where they
-    are, with a fresh trace each: under `vmap` every step moves the whole trace, which is slow where that is long.
+    The parameters of the point `keep` are kept as well, as vectors; with `keep_trace` r and |g|^2 of every step.
     """
-    one = functools.partial(find_critical_points, loss_fn, method=method, num_steps=num_steps // num_rounds)
-    run = jax.jit(jax.vmap(lambda start: one(start, batch)))
-    result: FinderResult = run(starts)
-    steps, inner = result.num_steps, result.trace.inner_steps.sum(1)
-    for _ in range(num_rounds - 1):
-        before, result = result.best, run(result.last.params)
-        is_better = before.squared_gradient_norm < result.best.squared_gradient_norm
-        result = result._replace(best=jax.vmap(tree.where)(is_better, before, result.best))
-        steps, inner = steps + result.num_steps, inner + result.trace.inner_steps.sum(1)
+    one = functools.partial(find_critical_points, loss_fn, method=method, num_steps=num_steps)
+    result: FinderResult = jax.jit(jax.vmap(lambda start: one(start, batch)))(starts)
     describe = functools.partial(classify, loss_fn, batch=batch, cutoffs=CUTOFFS, flat_cutoffs=taus)
     look = jax.jit(lambda params: jax.lax.map(lambda p: describe(params=p), params))
     trace = result.trace
     arrays = {
         "squared_gradient_norm": result.best.squared_gradient_norm,
         "loss": result.best.loss,
-        "num_steps": steps,
-        "inner_steps": inner,
+        "num_steps": result.num_steps,
+        "inner_steps": trace.inner_steps.sum(1),
         "finder_outcome": result.status,
         "last_residual": _last(trace.residual, result.num_steps),
-        "trace_residual": trace.residual,
-        "trace_squared_gradient_norm": trace.squared_gradient_norm,
+        "largest_residual": trace.residual.max(1),
         "flattest_residual": result.flattest.residual,
     }
+    if keep_trace:
+        arrays |= {"trace_residual": trace.residual, "trace_squared_gradient_norm": trace.squared_gradient_norm}
     for name in points:
         point: Iterate = getattr(result, name)
         found = look(point.params)

@@ -174,7 +174,7 @@ def _shares(get: dict[str, np.ndarray], level: float) -> dict[str, Measured]:
     return {
         "critical": measuring.share(get["squared_gradient_norm"] < level),
         "final": measuring.share(get["last_residual"] > 0.9),
-        "passed": measuring.share(get["trace_residual"].max(1) > 0.9),
+        "passed": measuring.share(get["largest_residual"] > 0.9),
     }
 
 

@@ -55,7 +55,15 @@ def _runs(config: Config) -> dict[str, Any]:
             rtol=config.rtol, max_inner=config.max_inner, max_norm=1e2, max_condition=1e15, line_search=search
         )
         arrays = measuring.find(
-            quartic, starts, None, method, num_steps=config.num_steps, points=("last",), keep="last", taus=TAUS
+            quartic,
+            starts,
+            None,
+            method,
+            num_steps=config.num_steps,
+            points=("last",),
+            keep="last",
+            taus=TAUS,
+            keep_trace=True,
         )
         return arrays | {"starts": np.asarray(starts), "ends": arrays["params"]}
 

@@ -5,7 +5,8 @@ gradient: what is a critical point is decided afterwards, by the best iterate's 
 points; publications found that early termination gives wrong losses and indices).
 
 Under `vmap` over starts one program serves all of them. A run that has ended costs its share of each step's vector
-operations, but no step of the inner solver.
+operations, but no step of the inner solver. The trace is written in place, one row a step: all runs share the loop's
+count and condition (`jflat.core.branch.any_member`); runs that left the loop one by one would copy all of it each time.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jflat.core import Status, check, dense, tree
+from jflat.core.branch import any_member
 from jflat.critical.method import Method, Point, Step
 from jflat.curvature import hessian
 from jflat.data import Batches, Stream, mean_over_batches
@@ -84,7 +86,6 @@ class _Run(NamedTuple):
     state: PyTree
     best: Iterate
     flattest: Iterate
-    trace: FinderTrace
     step: jax.Array
     outcome: jax.Array
     """int32 Status: MAX_STEPS while running."""
@@ -156,7 +157,7 @@ def find_critical_points(
     def evaluate(params: PyTree) -> tuple[jax.Array, PyTree]:
         return mean_over_batches(lambda b: jax.value_and_grad(loss_fn)(params, b), batch)
 
-    def body(run: _Run) -> _Run:
+    def advance(run: _Run) -> tuple[_Run, FinderTrace]:
         is_over = run.outcome != Status.MAX_STEPS  # under vmap, where others go on: solve nothing
         gradient = tree.where(is_over, tree.zeros_like(run.gradient), run.gradient)
         here = run.last
@@ -173,16 +174,31 @@ def find_critical_points(
         ends = (square <= stop_below) & moves
         outcome = jnp.where(step.has_moved & ~is_finite, Status.NON_FINITE, Status.STAGNATION)
         outcome = jnp.where(moves & ~ends, Status.MAX_STEPS, jnp.where(ends, Status.COMPLETED, outcome))
-        return _Run(
+        new = _Run(
             last=tree.where(moves, there, here),
             gradient=tree.where(moves, gradient, run.gradient),
             state=state,
             best=tree.where(moves & (square < run.best.squared_gradient_norm), there, run.best),
             flattest=tree.where(is_flatter, here, run.flattest),
-            trace=_record(run.trace, run.step, here, step, _spectrum(point, *spectrum)),
             step=run.step + 1,
             outcome=outcome.astype(jnp.int32),
         )
+        row = _row(here, step, _spectrum(point, *spectrum))
+        return tree.where(is_over, run, new), tree.where(is_over, tree.zeros_like(row), row)
+
+    def body(carry: tuple[_Run, FinderTrace, jax.Array]) -> tuple[_Run, FinderTrace, jax.Array]:
+        run, trace, turn = carry
+        run, row = advance(run)
+        trace = jax.tree.map(
+            lambda column, entry: jax.lax.dynamic_update_index_in_dim(column, entry.astype(column.dtype), turn, 0),
+            trace,
+            row,
+        )
+        return run, trace, turn + 1
+
+    def goes_on(carry: tuple[_Run, FinderTrace, jax.Array]) -> jax.Array:
+        run, _, turn = carry
+        return any_member(run.outcome == Status.MAX_STEPS) & (turn < num_steps)
 
     loss, gradient = evaluate(params)
     square = tree.squared_norm(gradient)
@@ -198,17 +214,17 @@ def find_critical_points(
         state=method.init(params),
         best=start,
         flattest=start._replace(step=jnp.int32(-1)),
-        trace=_empty_trace(num_steps, loss, square, *spectrum),
         step=jnp.int32(0),
         outcome=outcome.astype(jnp.int32),
     )
-    run = jax.lax.while_loop(lambda r: (r.outcome == Status.MAX_STEPS) & (r.step < num_steps), body, run)
+    trace = _empty_trace(num_steps, loss, square, *spectrum)
+    run, trace, _ = jax.lax.while_loop(goes_on, body, (run, trace, jnp.int32(0)))
     is_critical = run.best.squared_gradient_norm <= tolerance
     status = jnp.where(
         is_critical, Status.CONVERGED, jnp.where(run.outcome == Status.COMPLETED, Status.STAGNATION, run.outcome)
     )
     status = jnp.where(run.outcome == Status.NON_FINITE, Status.NON_FINITE, status).astype(jnp.int32)
-    return FinderResult(run.last, run.best, run.flattest, run.trace, run.step, status)
+    return FinderResult(run.last, run.best, run.flattest, trace, run.step, status)
 
 
 def _empty_trace(
@@ -230,10 +246,9 @@ def _empty_trace(
     )
 
 
-def _record(
-    trace: FinderTrace, k: jax.Array, here: Iterate, step: Step, spectrum: tuple[jax.Array, jax.Array]
-) -> FinderTrace:
-    row = FinderTrace(
+def _row(here: Iterate, step: Step, spectrum: tuple[jax.Array, jax.Array]) -> FinderTrace:
+    """One entry of the trace."""
+    return FinderTrace(
         here.loss,
         here.squared_gradient_norm,
         step.residual,
@@ -245,7 +260,6 @@ def _record(
         step.flag,
         *spectrum,
     )
-    return jax.tree.map(lambda column, entry: column.at[k].set(entry.astype(column.dtype)), trace, row)
 
 
 def _spectrum(point: Point, index_cutoffs: tuple, flatness_cutoffs: tuple) -> tuple[jax.Array, jax.Array]:

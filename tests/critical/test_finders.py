@@ -80,6 +80,33 @@ def test_every_method_by_jit_and_vmap_on_the_double_well(name, x64):
     assert np.all(one.trace.loss[k:] == 0)
 
 
+def test_the_trace_is_written_in_place_and_zero_after_the_end_of_each_run(x64):
+    """Under `vmap` no step may copy the trace: what the program needs besides its result does not grow with num_steps.
+
+    Runs that end one by one leave the rows of the others alone; a run that has no steps left ends at its last one.
+    """
+    starts = jnp.array([[0.2, 0.5], [0.9, -0.3], [-0.95, 0.1], [0.0, 0.0]])
+    method, level = newton_pinv(), {"stop_below": 1e-20, "tolerance": 1e-20}
+
+    def run(num_steps):
+        one = lambda w: find_critical_points(two_wells, w, None, method, num_steps=num_steps, **level)  # noqa: E731
+        return jax.jit(jax.vmap(one)).lower(starts).compile()
+
+    short, long = run(3), run(3000)
+    assert long.memory_analysis().temp_size_in_bytes < short.memory_analysis().temp_size_in_bytes + 8 * 3000
+    result, cut = long(starts), short(starts)
+    steps = np.asarray(result.num_steps)
+    assert len(set(steps)) >= 3
+    assert steps[3] == 0
+    for name, column in result.trace._asdict().items():
+        assert np.all([np.all(rows[k:] == 0) for rows, k in zip(column, steps, strict=True)]), name
+        np.testing.assert_array_equal(column[:, :3], getattr(cut.trace, name))
+    assert np.all([np.all(rows[:k] > 0) for rows, k in zip(result.trace.squared_gradient_norm, steps, strict=True)])
+    np.testing.assert_array_equal(cut.num_steps, np.minimum(steps, 3))
+    assert set(np.asarray(cut.status)[steps > 3]) == {Status.MAX_STEPS}
+    np.testing.assert_array_equal(result.last.step, steps)
+
+
 def at_a_generic_point():
     """(loss_fn, params, data): a small linear network; no eigenvalue of its Hessian vanishes but the symmetry's."""
     rng = np.random.default_rng(0)
