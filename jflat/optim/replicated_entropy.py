@@ -48,8 +48,8 @@ def parle(
     """Parle as a gradient transformation on R replicas.
 
     Args:
-      outer, inner, num_inner, gamma, mean_decay, debias, noise_scale, inner_learning_rate, elastic, outer_scale,
-        reset_inner_state, key: as in `entropy_sgd`, for each replica.
+      outer, inner, num_inner, gamma, mean_decay, debias: as in `entropy_sgd`, for each replica.
+      noise_scale, inner_learning_rate, elastic, outer_scale, reset_inner_state, key: likewise.
       rho, growth, total_steps: force constant to the barycentre, as gamma in `couple_replicas`, counted in outer steps.
       axis_name: name of the replica axis (or axes, if `is_stacked` is False).
       is_stacked: parameters have a leading replica axis, and the transformation is lifted with `replicate`. False: call

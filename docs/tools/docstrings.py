@@ -1,0 +1,86 @@
+"""Docstrings as they are written for a terminal become Markdown: examples get colours, formulas keep their signs.
+
+A griffe extension (mkdocs.yml names it). Outside of code and tables it escapes `*`, `<`, `[` and a leading `_`,
+which are arithmetic there; lines of doctest become a block of code.
+"""
+
+import re
+from typing import Any
+
+import griffe
+
+_CODE = re.compile(r"(`[^`]*`|\*\*[^*\n]+\*\*)")
+_SIGN = re.compile(r"[*\[]|(?<!\w)_(?=\w)")
+
+
+def _plain(text: str) -> str:
+    """A line of prose: what is between backquotes or double stars stays."""
+    parts = _CODE.split(text)
+    bullet = re.match(r"\s*[*-] ", parts[0])
+    start = bullet.end() if bullet else 0
+    head = parts[0][:start]
+    parts[0] = parts[0][start:]
+    parts[::2] = [_SIGN.sub(r"\\\g<0>", part).replace("<", "&lt;").replace(">", "&gt;") for part in parts[::2]]
+    return head + "".join(parts)
+
+
+def to_markdown(text: str) -> str:
+    """The Markdown of a cleaned docstring.
+
+    >>> print(to_markdown("Twice w * x, <w>.\\n\\n>>> 2 * 2\\n4"))
+    Twice w \\* x, &lt;w&gt;.
+    <BLANKLINE>
+    ```pycon
+    >>> 2 * 2
+    4
+    ```
+    """
+    lines, is_example, indent, margin, was_blank = [], False, "", 0, True
+    for line in text.split("\n"):
+        body = line.strip()
+        if not is_example and body.startswith(">>> "):
+            is_example, indent = True, line[: len(line) - len(line.lstrip())]
+            if not was_blank:
+                lines.append("")
+            lines.append(f"{indent}```pycon")
+        elif is_example and not body:
+            is_example = False
+            lines.append(f"{indent}```")
+        if is_example or not body or body.startswith("|"):
+            lines.append(line)
+        else:
+            depth = len(line) - len(line.lstrip())
+            margin = depth if was_blank and depth < margin + 4 else margin
+            is_formula = depth >= margin + 4  # a block of code in Markdown
+            lines.append(line if is_formula else _plain(line))
+        was_blank = not body
+    if is_example:
+        lines.append(f"{indent}```")
+    return "\n".join(lines)
+
+
+def rewrite(parent: griffe.Object) -> None:
+    """Every docstring of a tree of objects, once."""
+    if parent.docstring:
+        parent.docstring.value = to_markdown(parent.docstring.value)
+    for member in parent.members.values():
+        if not member.is_alias:
+            rewrite(member)
+
+
+def show(module: griffe.Module) -> None:
+    """Put `jflat.replica.mixture`, the function, in the place of the file of that name."""
+    for name, member in list(module.members.items()):
+        if isinstance(member, griffe.Module):
+            show(member)
+            if module.imports.get(name) == f"{member.path}.{name}":
+                module.members[name] = griffe.Alias(name, member.members[name], parent=module)
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites all docstrings of the package, and prefers functions to files of the same name."""
+
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
+        loader.resolve_aliases(implicit=False, external=False)  # while the files are in their places
+        rewrite(pkg)
+        show(pkg)
