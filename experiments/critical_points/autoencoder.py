@@ -153,6 +153,7 @@ def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
         ),
     ]
     return {
+        "experiment": "critical-autoencoder",
         "claims": [dataclasses.asdict(c) for c in claims],
         "failures": failures(arrays),
         "methods": rows,

@@ -242,6 +242,7 @@ def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
         "r": r,
     }
     return {
+        "experiment": "critical-nonlinear",
         "claims": [dataclasses.asdict(c) for c in claims],
         "failures": failures(arrays),
         "runs": rows,

@@ -107,6 +107,7 @@ def summarise(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     ]
     fractions = np.median(get["last/flatness"][flat], axis=0).tolist() if flat.any() else [float("nan")] * len(TAUS)
     return {
+        "experiment": "critical-quartic",
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "failures": failures(arrays),
         "flatness": [{"tau": t, "median": f} for t, f in zip(TAUS, fractions, strict=True)],

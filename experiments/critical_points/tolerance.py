@@ -128,7 +128,12 @@ def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
         claims.append(
             Claim.bounded("points with r > 0.9 that have F(1e-6) > 0.9, all runs", flags, "[< 0.5]", -np.inf, 0.5)
         )
-    return {"claims": [dataclasses.asdict(c) for c in claims], "failures": failures(arrays), "runs": rows}
+    return {
+        "experiment": "critical-tolerance",
+        "claims": [dataclasses.asdict(c) for c in claims],
+        "failures": failures(arrays),
+        "runs": rows,
+    }
 
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
