@@ -36,6 +36,8 @@ def _converged(arrays: Arrays, name: str, quantity: str) -> np.ndarray:
 def _sweep_claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
     fractions, ratio = np.asarray(config["fractions"]), _converged(arrays, "sweep", "ratio")
     below, count = fractions < 1, np.isfinite(ratio)
+    if not count.any():
+        return [Claim("runs that converge", f"0 of {count.size}", "some", "does not hold")]
     kept = ratio[count]
     capped = (ratio * fractions[:, None])[count]
     claims = [

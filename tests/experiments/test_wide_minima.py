@@ -6,51 +6,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.claims import statuses
 from experiments.wide_minima import denoisers, denoisers_page, linear, linear_page
 from experiments.wide_minima.drawing import draw_matrices
 from jflat.core import Status
-from jflat.report import load_run
+from jflat.data import load_images
 
-
-def statuses(metrics):
-    return {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+PICTURES = {linear: ("step_size", "gains", "coupling", "resnets"), denoisers: ("sharpness", "course", "gains")}
 
 
 @pytest.fixture(scope="module", params=[linear, denoisers], ids=["linear", "denoisers"])
-def finished(request, tmp_path_factory):
-    """(module, folder of its finished smoke run)."""
-    module = request.param
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        module.run(module.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return module, directory
+def finished(request, finish):
+    return finish(request.param)
 
 
 def test_smoke_run_leaves_every_promised_file_and_is_not_done_again(finished):
-    module, directory = finished
-    names = {linear: ("step_size", "gains", "coupling", "resnets"), denoisers: ("sharpness", "course", "gains")}[module]
-    summary = module.report(directory)
-    files = {path.name for path in directory.iterdir()}
-    assert files >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert files >= {f"{name}.{end}" for name in names for end in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == len(names)
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    module.run(module.PRESETS["smoke"], directory, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
+    finished.check(*PICTURES[finished.module])
 
 
 def test_smoke_run_says_what_is_proved(finished):
     """Exact statements hold at any size: caps and bounds, ResNets, the saddle."""
-    module, directory = finished
-    run = load_run(directory)
-    assert not run.metrics["failures"]
-    found = statuses(run.metrics)
-    if module is denoisers:
+    assert not finished.run.metrics["failures"]
+    found = finished.statuses
+    if finished.module is denoisers:
         assert any("λ_max η / 2" in claim for claim in found)
         return
     for claim in (
@@ -94,6 +72,8 @@ def test_claims_of_the_sweep_see_what_was_planted():
     assert statuses(linear_page.summarise(*planted_sweep(too_sharp, status)))["every minimum reached: λ_max η / 2"] == (
         "does not hold"
     )
+    nothing = statuses(linear_page.summarise(*planted_sweep(ratio, np.full((3, 4), bad))))
+    assert nothing["runs that converge"] == "does not hold"
     status[2, 1] = good
     found = statuses(linear_page.summarise(*planted_sweep(ratio, status)))
     assert found["steps above η_c"] == found["every minimum reached: λ_max η / 2"] == "does not hold"
@@ -180,6 +160,19 @@ def test_data_is_noise_of_the_promised_size_on_images_that_are_disjoint():
     assert not np.array_equal(train["clean"][0], train["clean"][1])
     same = (np.asarray(train["clean"][0])[:, None] == np.asarray(test["clean"][0])[None]).all(-1)
     assert same.sum() < 3  # the digits hold a few copies
+
+
+@pytest.mark.parametrize(("halve", "pixels"), [(True, 4), (False, 16)])
+def test_the_size_of_the_images_does_not_depend_on_their_number(monkeypatch, halve, pixels):
+    images = np.random.default_rng(0).uniform(size=(1500, 4, 4, 1)).astype(np.float32)
+    labels = np.zeros(1500, np.int32)
+    given = load_images("digits")._replace(
+        train_images=images, train_labels=labels, test_images=images[:0], test_labels=labels[:0]
+    )
+    monkeypatch.setattr(denoisers, "load_images", lambda name, directory: given)
+    for number in (10, 1200):
+        config = denoisers.Config(data="mnist", halve=halve, num_train=number, num_test=5, num_seeds=1)
+        assert denoisers.load(config)[0]["clean"].shape == (1, number, pixels)
 
 
 def test_refused_configurations(tmp_path):
