@@ -133,6 +133,25 @@ def split_characters(key: jax.Array, num_characters: int, *, train: int, validat
     return CharacterSplit(*jnp.split(order, (train, train + validation)))
 
 
+def _choose(bits: jax.Array, num: int, count: int) -> jax.Array:
+    """`count` different integers in [0, num) from random bits (..., 2 count), every ordered choice equally likely.
+
+    Floyd's algorithm (Bentley & Floyd, CACM 30 (1987) 754) for the set, then a random order.
+    """
+    chosen: list[jax.Array] = []
+    for i in range(count):
+        last = num - count + i
+        draw = (bits[..., i] % (last + 1)).astype(jnp.int32)
+        for earlier in chosen.copy():
+            draw = jnp.where(draw == earlier, last, draw)
+        chosen.append(draw)
+    order, index = bits[..., count:], jnp.arange(count)
+    later = (order[..., :, None] > order[..., None, :]) | (
+        (order[..., :, None] == order[..., None, :]) & (index[:, None] > index)
+    )
+    return jnp.take_along_axis(jnp.stack(chosen, -1), jnp.sum(later, -1), -1)
+
+
 def sample_episode(
     key: jax.Array,
     images: jax.Array,
@@ -177,9 +196,9 @@ def sample_episode(
     check.require_integer(where, "shots", shots, 1)
     check.require_integer(where, "queries", queries, 1, images.shape[1] - shots)
     num_classes, num_drawings = turns * characters.shape[0], images.shape[1]
-    bits = jax.random.bits(key, (num_classes + ways * num_drawings,))  # the largest of them are a random choice
-    classes = jax.lax.top_k(bits[:num_classes], ways)[1]
-    drawings = jax.lax.top_k(bits[num_classes:].reshape(ways, num_drawings), shots + queries)[1]
+    bits = jax.random.bits(key, (2 * ways * (1 + shots + queries),))  # at once: each call takes long to compile
+    classes = _choose(bits[: 2 * ways], num_classes, ways)
+    drawings = _choose(bits[2 * ways :].reshape(ways, -1), num_drawings, shots + queries)
     found = images[characters[classes // turns][:, None], drawings]
     if rotations:
         turned = jnp.stack([jnp.rot90(found, k, axes=(2, 3)) for k in range(4)])

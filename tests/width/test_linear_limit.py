@@ -21,6 +21,7 @@ from jflat.width import (
     linear_limit_apply,
     linear_limit_gram,
     linear_limit_init,
+    reduce_width,
     sample_finite,
 )
 
@@ -163,6 +164,24 @@ def test_an_orthonormal_start_is_the_limit(x64):
     np.testing.assert_allclose(large_losses, losses, atol=1e-12)
     for got, want in zip(embed(omega, small), large, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_a_network_in_the_span_of_its_weights_is_the_same_and_stays_it(x64, key):
+    """With a bias that is trained and starts outside of the span of the other weights."""
+    n, wide = 40, sample_finite(linear_limit_init(D, DO, sigma_v=0.5, bias=True), key, 40)
+    wide = wide._replace(bias=0.3 * jnp.cos(jnp.arange(float(n))))
+    narrow = jax.jit(reduce_width)(wide)
+    assert narrow.embed.shape == (D + DO + 1, D)
+    apply = jax.vmap(lambda s: linear_limit_apply(s, regression()[0]))
+    run = jax.jit(lambda s: apply(trajectory(s, regression(), MOMENTUM, 20)[0]))
+    outputs = run(wide), run(narrow)
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-13)
+    assert np.max(np.abs(outputs[0][-1] - outputs[0][0])) > 0.1
+    few = jax.tree.map(lambda a: a[:5] if a.shape[0] == n else a[:, :5], wide)
+    assert reduce_width(few) is few
+    plain = reduce_width(wide._replace(bias=None))
+    assert plain.bias is None
+    assert plain.embed.shape == (D + DO, D)
 
 
 def test_a_readout_of_zero_needs_no_more_than_the_width_of_the_input(x64):
