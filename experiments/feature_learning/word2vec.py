@@ -58,9 +58,9 @@ class Config(Training):
     min_count: int = 5
     """Rarer words are left out."""
     widths: tuple[int, ...] = (64, 256, 1024)
-    seeds: tuple[int, ...] = (4, 4, 2)
+    seeds: tuple[int, ...] = (3, 3, 2)
     """Runs at each width."""
-    limit_seeds: int = 2
+    limit_seeds: int = 1
     """Runs of the limit: only the draws of examples differ."""
     kernel_seeds: int = 1
     """Runs of each width in the NTK parametrisation; 0 is none."""
@@ -82,6 +82,7 @@ PRESETS = {
         fillers=30,
         widths=(4, 16),
         seeds=(2, 2),
+        limit_seeds=2,
         batch_sizes=(8,),
         epochs=3,
         negatives=5,
@@ -98,7 +99,6 @@ PRESETS = {
         lr=0.05,
         batch_size=32,
         seeds=(3, 3, 3),
-        limit_seeds=1,
         batch_sizes=(1,),
         chunk=65536,
     ),
