@@ -33,7 +33,19 @@ from jflat.width import (
     sample_finite,
 )
 
-__all__ = ["DATA", "KERNELS", "RELEASED", "FewShot", "Setting", "load", "train_kernel", "train_network"]
+__all__ = [
+    "DATA",
+    "KERNELS",
+    "RELEASED",
+    "FewShot",
+    "Setting",
+    "draw_tasks",
+    "load",
+    "seed_keys",
+    "train",
+    "train_kernel",
+    "train_network",
+]
 
 DATA = ("omniglot", "digits")
 
@@ -89,7 +101,7 @@ def load(config: Any) -> FewShot:
 
 
 @functools.partial(jax.jit, static_argnames=("ways", "shots", "shape", "rotations"))
-def _draw(
+def draw_tasks(
     keys: jax.Array, images: jax.Array, characters: jax.Array, *, ways: int, shots: int, shape: tuple, rotations: bool
 ) -> Task:
     """Tasks of the given shape for each of the keys (S,): fields (S, *shape, ...)."""
@@ -185,7 +197,7 @@ def _make(config: Any, name: str | int | None) -> _Learner:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "name"))
-def _train(config: Any, name: Any, states: Any, tasks: Task) -> Any:
+def train(config: Any, name: Any, states: Any, tasks: Task) -> Any:
     """States of all seeds after meta-steps on tasks (S, steps, T, ...), and their mean outer losses (S,)."""
     states, losses = jax.vmap(lambda s, t: jax.lax.scan(_make(config, name).step, s, t))(states, tasks)
     return states, jnp.mean(losses, axis=1)
@@ -221,7 +233,7 @@ def _run(config: Any, name: Any, states: Any, num_steps: int, num_looks: int, te
 
     def draw(keys: jax.Array, characters: jax.Array, batches: int, rotations: bool = True) -> Task:
         shape = (batches, size)
-        return _draw(
+        return draw_tasks(
             keys, data.images, characters, ways=config.ways, shots=config.shots, shape=shape, rotations=rotations
         )
 
@@ -233,7 +245,7 @@ def _run(config: Any, name: Any, states: Any, num_steps: int, num_looks: int, te
     for look in range(num_looks):
         tell(look / num_looks, f"{look * each} of {num_steps} meta-steps")
         now = jax.vmap(lambda key, look=look: jax.random.fold_in(key, look))(keys["train"])
-        states, loss = _train(config, name, states, draw(now, data.split.train, each))
+        states, loss = train(config, name, states, draw(now, data.split.train, each))
         losses.append(np.asarray(loss))
         looks.append(np.asarray(_accuracies(config, name, states, choosing)))
         value = looks[-1].mean(1)
