@@ -23,7 +23,19 @@ from jflat.report import (
     write_page,
 )
 
-__all__ = ["Claim", "agrees", "cell", "failures", "holds", "how_it_was_run", "judge", "measured", "page", "picture"]
+__all__ = [
+    "Claim",
+    "agrees",
+    "cell",
+    "failures",
+    "holds",
+    "how_it_was_run",
+    "judge",
+    "measured",
+    "page",
+    "picture",
+    "statuses",
+]
 
 STATUS_TEXT = (
     "Holds: within the bounds beyond two standard errors; does not hold: outside of them beyond two standard errors; "
@@ -108,6 +120,15 @@ def agrees(ours: Measured, theirs: Measured) -> str:
     if not np.isfinite(numbers).all():
         return "undecided"
     return "holds" if abs(numbers[0] - numbers[2]) <= 2 * np.hypot(numbers[1], numbers[3]) else "does not hold"
+
+
+def statuses(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The status of each claim of a run's metrics.
+
+    >>> statuses({"claims": [{"claim": "zero", "status": "holds", "ours": "0", "theirs": "0"}]})
+    {'zero': 'holds'}
+    """
+    return {claim["claim"]: claim["status"] for claim in metrics["claims"]}
 
 
 def failures(arrays: Mapping[str, np.ndarray], expected: Sequence[Status] = ()) -> list[dict[str, Any]]:

@@ -1,12 +1,11 @@
 """Critical points: the four experiments' smallest presets end to end, and their claims on planted arrays.
 Oracles: what was planted; statements that hold at any size (all points found are analytic, the saddle's spectrum)."""
 
-import jax
 import numpy as np
 import pytest
 
+from experiments.claims import statuses
 from experiments.critical_points import autoencoder, measuring, nonlinear, quartic, tolerance
-from jflat.report import load_run
 
 PICTURES = {
     quartic: ("starts", "course"),
@@ -16,43 +15,18 @@ PICTURES = {
 }
 
 
-def statuses(metrics):
-    return {claim["claim"]: claim["status"] for claim in metrics["claims"]}
-
-
 @pytest.fixture(scope="module", params=list(PICTURES), ids=lambda module: module.__name__.rpartition(".")[2])
-def finished(request, tmp_path_factory):
-    """(module, folder of its finished smoke run)."""
-    module = request.param
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        module.run(module.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return module, directory
+def finished(request, finish):
+    return finish(request.param)
 
 
 def test_smoke_run_leaves_every_promised_file_and_is_not_done_again(finished):
-    module, directory = finished
-    names = PICTURES[module]
-    summary = module.report(directory)
-    files = {path.name for path in directory.iterdir()}
-    assert files >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert files >= {f"{name}.{end}" for name in names for end in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == len(names)
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    module.run(module.PRESETS["smoke"], directory, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
+    finished.check(*PICTURES[finished.module])
 
 
 def test_smoke_run_says_what_is_proved(finished):
-    module, directory = finished
-    run = load_run(directory)
-    assert not run.metrics["failures"]
-    found = statuses(run.metrics)
+    metrics, found = finished.run.metrics, finished.statuses
+    assert not metrics["failures"]
     holds = {
         quartic: ("starts with x < −√2 that end at the critical point", "starts that end anywhere else"),
         autoencoder: ("points found that are no analytic (loss, index) pair, to 1e-6",),
@@ -64,11 +38,11 @@ def test_smoke_run_says_what_is_proved(finished):
             "its index at 0.1 |H|",
             "the origin: largest |λ − r| / r",
         ),
-    }[module]
+    }[finished.module]
     for claim in holds:
         assert found[claim] == "holds", claim
-    if module is autoencoder:
-        assert run.metrics["methods"][0]["success"][0] > 0.4
+    if finished.module is autoencoder:
+        assert metrics["methods"][0]["success"][0] > 0.4
 
 
 def test_claims_see_what_is_planted():

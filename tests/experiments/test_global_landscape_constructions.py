@@ -1,32 +1,24 @@
 """Constructions of the global landscape: the smallest preset end to end, and claims of planted arrays.
 Oracles: what the smoke run must certify whatever its size (identities, closed forms); planted fractions."""
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
 from experiments.global_landscape import constructions, constructions_page
 from jflat.core import Status
-from jflat.report import load_run
 
-SMOKE = constructions.PRESETS["smoke"]
+PICTURES = ("bad_minimum", "plateau", "exit", "sigmoid_axis", "sigmoid_share", "exponential_neuron", "factor")
+PICTURES += ("duplicated_neuron", "relu_traps", "wide_path", "students", "tickets")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished smoke run."""
-    directory = tmp_path_factory.mktemp("runs") / "constructions"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        constructions.run(SMOKE, directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(constructions)
 
 
 def test_smoke_run_certifies_what_does_not_depend_on_its_size(finished):
-    run = load_run(finished)
+    run = finished.run
     exact = [claim for claim in run.metrics["claims"] if "random points" in claim["claim"] or "∂" in claim["claim"]]
     assert len(exact) == 2
     assert {claim["status"] for claim in exact} == {"holds"}
@@ -48,19 +40,11 @@ def test_smoke_run_certifies_what_does_not_depend_on_its_size(finished):
 
 
 def test_smoke_run_leaves_every_promised_file(finished, capsys):
-    assert not (finished / "parts").exists()
-    assert main(["report", str(finished)]) == 0
+    summary = finished.check(*PICTURES)
+    assert main(["report", str(finished.directory)]) == 0
     out = capsys.readouterr().out
-    names = {path.name for path in finished.iterdir()}
-    pictures = ["bad_minimum", "plateau", "exit", "sigmoid_axis", "sigmoid_share", "exponential_neuron", "factor"]
-    pictures += ["duplicated_neuron", "relu_traps", "wide_path", "students", "tickets"]
-    assert names >= {f"{name}.{end}" for name in pictures for end in ("png", "svg")}
-    assert (finished / "index.html").read_text().count("data:image/png") >= len(pictures)
-    for claim in load_run(finished).metrics["claims"]:
+    for claim in summary.claims:
         assert claim["claim"] in out
-    again = []
-    constructions.run(SMOKE, finished, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,19 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.claims import statuses
 from experiments.global_landscape import connectivity, connectivity_page, surfaces, surfaces_page
 from jflat.models import mlp
-from jflat.report import load_run
 
-EXPERIMENTS = {"connectivity": connectivity, "surfaces": surfaces}
+PICTURES = {
+    connectivity: ("profiles", "widths"),
+    surfaces: ("surfaces", "curves", "trajectory_sgd", "trajectory_entropy_sgd"),
+}
 
 
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def finished(request, tmp_path_factory):
-    """The module of an experiment and the folder of its finished smoke run."""
-    module = EXPERIMENTS[request.param]
-    directory = tmp_path_factory.mktemp("runs") / request.param
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        module.run(module.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return module, directory
+@pytest.fixture(scope="module", params=PICTURES, ids=["connectivity", "surfaces"])
+def finished(request, finish):
+    return finish(request.param)
 
 
 def check_paths(arrays, config):
@@ -61,45 +56,31 @@ def check_surfaces(arrays, config):
         assert arrays[f"{method}/change/none/layers"] > 1e-3
 
 
-def test_smoke_run_leaves_every_promised_file(finished, capsys):
-    module, directory = finished
-    stored = load_run(directory)
-    (check_paths if module is connectivity else check_surfaces)(stored.arrays, stored.config)
+def test_smoke_run_leaves_every_promised_file(finished):
+    stored = finished.run
+    (check_paths if finished.module is connectivity else check_surfaces)(stored.arrays, stored.config)
     assert not stored.metrics["failures"]
-    summary = module.report(directory)
-    pictures = ["profiles", "widths"]
-    if module is surfaces:
-        pictures = ["surfaces", "curves", "trajectory_sgd", "trajectory_entropy_sgd"]
-    names = {path.name for path in directory.iterdir()}
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert names >= {f"{name}.{end}" for name in pictures for end in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == len(pictures)
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    module.run(module.PRESETS["smoke"], directory, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
+    finished.check(*PICTURES[finished.module])
 
 
 def test_claims_see_what_is_planted(finished):
     """Real arrays with a planted change: the claims on it change, and no other."""
-    module, directory = finished
-    stored = load_run(directory)
+    module, stored = finished.module, finished.run
     page = connectivity_page if module is connectivity else surfaces_page
 
-    def statuses(**more):
+    def found(**more):
         arrays = stored.arrays | {name.replace("__", "/"): np.asarray(value) for name, value in more.items()}
-        return {c["claim"]: c["status"] for c in page.summarise(stored.config, arrays)["claims"]}
+        return statuses(page.summarise(stored.config, arrays))
 
-    before = statuses()
+    before = found()
     if module is connectivity:
         low, high = np.array([0.001, 0.0011]), np.array([3.0, 3.1])
-        assert statuses(curves__bezier__barrier=low)["Bezier curve, one bend: barrier / the line's"] == "holds"
-        now = statuses(width__8__line__barrier=low)
+        assert found(curves__bezier__barrier=low)["Bezier curve, one bend: barrier / the line's"] == "holds"
+        now = found(width__8__line__barrier=low)
         assert now["straight line: barrier (nats)"] == "does not hold"
-        now = statuses(width__8__weights__barrier=1.5 * stored.arrays["width/8/line/barrier"])
+        now = found(width__8__weights__barrier=1.5 * stored.arrays["width/8/line/barrier"])
         assert now["line, weights matched: barrier / the line's"] == "does not hold"
-        changed = {name for name, status in statuses(bands__band__barrier=high).items() if status != before[name]}
+        changed = {name for name, status in found(bands__band__barrier=high).items() if status != before[name]}
         assert changed <= {"elastic band: barrier / the line's"}
         failed = page.summarise(stored.config, stored.arrays | {"width/4/failed_step": np.array([3, -1, -1, -1])})
         assert failed["failures"] == [{"part": "training, width 4", "outcome": "non finite", "times": 1, "of": 4}]
@@ -107,10 +88,10 @@ def test_claims_see_what_is_planted(finished):
         x = stored.arrays["sgd/places"]
         bowls = np.broadcast_to(x**2, (2, 2, 5)) * np.array([1.0, 1.1])[:, None, None]
         name = "rise of the loss at 0.5: Entropy-SGD / SGD"
-        assert statuses(sgd__curves=bowls, entropy_sgd__curves=0.3 * bowls + 1)[name] == "holds"
-        assert statuses(sgd__curves=bowls, entropy_sgd__curves=2 * bowls)[name] == "does not hold"
+        assert found(sgd__curves=bowls, entropy_sgd__curves=0.3 * bowls + 1)[name] == "holds"
+        assert found(sgd__curves=bowls, entropy_sgd__curves=2 * bowls)[name] == "does not hold"
         assert page.rises({"sgd/curves": bowls + 7}, "sgd")[1] == pytest.approx(1.1 * x**2)
-        broken = statuses(sgd__change__filter__layers=0.5)
+        broken = found(sgd__change__filter__layers=0.5)
         assert {n for n in broken if broken[n] != before[n]} == {
             "curves normalised by filter, layers rescaled: largest relative change"
         }

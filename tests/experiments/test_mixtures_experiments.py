@@ -3,7 +3,6 @@ Oracles: scikit-learn's logistic regression and support vector machine, NumPy's 
 exact integrals; planted arrays with known differences and limits."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.claims import statuses
 from experiments.mixtures import entropy, flat, flat_page, ridge, ridge_page
 from experiments.mixtures.observables import classifier_observables
 from experiments.mixtures.ridge_solver import _relative_gap, ridge_path
@@ -18,6 +18,11 @@ from jflat.core import Status
 from jflat.data import MixtureSamples, gaussian_mixture
 from jflat.report import load_run, save_run
 
+PICTURES = {
+    ridge: ("error", "training_error", "flatness", "finite_size"),
+    flat: ("squared_2",),
+    entropy: ("against_sphere", "loss"),
+}
 RIDGES = np.array([3.0, 0.4])
 
 
@@ -124,23 +129,21 @@ def planted_ridge(shift=0.0):
 
 
 def test_ridge_claims_see_what_was_planted():
-    def statuses(shift):
-        metrics = ridge_page.summarise(*planted_ridge(shift))
-        return metrics, {claim["claim"]: claim["status"] for claim in metrics["claims"]}
-
-    metrics, claims = statuses(0.0)
+    metrics = ridge_page.summarise(*planted_ridge(0.0))
+    claims = statuses(metrics)
     assert claims["simulation minus theory, N to infinity: zero"] == "holds"
     assert claims["squared, rho = 0.5: flatter is better along the ridge"] == "holds"
     assert claims["Bayes-optimal error, rho = 0.5"] == "holds"
     row = metrics["comparisons"][0]
     assert row["slope"]["value"] == pytest.approx(8, abs=5 * row["slope"]["stderr"])
     assert row["differences"]["200"]["value"] == pytest.approx(0.04, abs=5 * 0.01 / np.sqrt(50))
-    assert statuses(0.05)[1]["simulation minus theory, N to infinity: zero"] == "does not hold"
+    shifted = statuses(ridge_page.summarise(*planted_ridge(0.05)))
+    assert shifted["simulation minus theory, N to infinity: zero"] == "does not hold"
     config, arrays = planted_ridge()
     arrays["squared/0.5/theory/curve.increment"] = arrays["squared/0.5/theory/curve.increment"][::-1]
     arrays["squared/0.5/N=200/status"][0, 0] = 10
     metrics = ridge_page.summarise(config, arrays)
-    claims = {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+    claims = statuses(metrics)
     assert claims["squared, rho = 0.5: flatter is better along the ridge"] == "does not hold"
     assert metrics["failures"] == [{"part": "squared/0.5/N=200", "outcome": "max steps", "times": 1, "of": 200}]
 
@@ -178,7 +181,7 @@ def test_entropy_claims_follow_the_order_that_was_planted():
             arrays[prefix + "loss"] = np.array([9.0, loss])
             arrays[prefix + "against_sphere"] = np.array([9.0, error])  # the wrong way round
             arrays[prefix + "status"], arrays[prefix + "certificate"] = np.zeros(2, int), np.full(2, 1e-9)
-        return {c["claim"]: c["status"] for c in entropy.summarise(config, arrays)["claims"]}
+        return statuses(entropy.summarise(config, arrays))
 
     flat_claim = "rho = 0.5, flatness (small loss): rises towards Bayes"
     assert claims(losses)[flat_claim] == "holds"
@@ -188,40 +191,20 @@ def test_entropy_claims_follow_the_order_that_was_planted():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Finished smoke runs of the experiments: {module: directory}."""
-    root = tmp_path_factory.mktemp("runs")
-    with jax.numpy_dtype_promotion("standard"):
-        for module in (ridge, flat, entropy):
-            shares = []
-            directory = root / module.__name__
-            module.run(module.PRESETS["smoke"], directory, lambda done, of, what, s=shares: s.append(done / of))
-            assert shares == sorted(shares)
-            assert shares[-1] == 1.0
-    return {module: root / module.__name__ for module in (ridge, flat, entropy)}
+def finished(finish):
+    """Smoke runs by experiment."""
+    return {module: finish(module) for module in PICTURES}
 
 
 def test_smoke_runs_leave_every_promised_file(finished, capsys):
-    pictures = {ridge: ["error", "training_error", "flatness", "finite_size"], flat: ["squared_2"]}
-    pictures[entropy] = ["against_sphere", "loss"]
-    for module, directory in finished.items():
-        assert not (directory / "parts").exists()
-        summary = module.report(directory)
-        names = {path.name for path in directory.iterdir()}
-        assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-        assert names >= {f"{name}.{ending}" for name in pictures[module] for ending in ("png", "svg")}
-        assert summary.page.read_text().count("data:image/png") == len(pictures[module])
-        for claim in summary.claims:
-            assert claim["claim"] in summary.table
-        again = []
-        module.run(module.PRESETS["smoke"], directory, lambda done, of, what, a=again: a.append(what))
-        assert again == ["already finished"]
-    assert main(["report", str(next(iter(finished.values())).parent)]) == 0
+    for module, run in finished.items():
+        run.check(*PICTURES[module])
+    assert main(["report", str(finished[flat].directory.parent)]) == 0
     assert "lower test error" in capsys.readouterr().out
 
 
 def test_smoke_simulations_are_certified_and_follow_the_theory(finished):
-    run = load_run(finished[ridge])
+    run = finished[ridge].run
     assert run.metrics["largest_gap"] <= ridge.PRESETS["smoke"].tolerance
     assert not run.metrics["failures"]
     for row in run.metrics["comparisons"]:
@@ -232,7 +215,7 @@ def test_smoke_simulations_are_certified_and_follow_the_theory(finished):
 
 
 def test_a_finished_part_is_not_done_again(finished, tmp_path, monkeypatch):
-    stored = load_run(finished[ridge])
+    stored = finished[ridge].run
     smoke = ridge.PRESETS["smoke"]
     for loss in smoke.losses:
         for rho in smoke.rhos:
@@ -258,8 +241,8 @@ def test_bad_input_is_one_clear_sentence(tmp_path, capsys):
 def test_default_preset_agrees_with_the_theory(tmp_path):
     """Minutes on two cores: simulations at N = 1000 within the bands of the specification, and no failures."""
     ridge.run(ridge.PRESETS["default"], tmp_path / "run", lambda done, of, what: None)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
-    claims = {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+    metrics = load_run(tmp_path / "run").metrics
+    claims = statuses(metrics)
     assert claims["N = 1000, squared, rho = 0.5, ridge 1"] == "holds"
     assert claims["N = 1000, logistic, rho = 0.5, ridge 1"] == "holds"
     assert claims["simulation minus theory, N to infinity: zero"] == "holds"

@@ -1,7 +1,6 @@
 """The experiment on algorithms. Oracles: planted solved fractions with a known threshold, a smoke run's own files."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -63,30 +62,16 @@ def test_claims_are_judged_by_two_standard_errors():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run") / "shaping-algorithms"
-    shares = []
-    algorithms.run(algorithms.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(algorithms)
 
 
 def test_smoke_run_leaves_every_promised_file(finished):
-    assert not (finished / "parts").exists()
-    summary = algorithms.report(finished)
-    names = {path.name for path in finished.iterdir()}
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html", "success.png", "success.svg"}
-    assert summary.page.read_text().count("data:image/png") == 1
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    algorithms.run(algorithms.PRESETS["smoke"], finished, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
+    finished.check("success")
 
 
 def test_smoke_run_solves_what_is_easy(finished):
-    run = load_run(finished)
+    run = finished.run
     assert not run.metrics["failures"]
     for row in run.metrics["rows"]:
         assert row["solved"] == [3]
@@ -119,7 +104,7 @@ def test_an_interrupted_run_goes_on_at_the_load_it_had_reached(finished, tmp_pat
         algorithms.run(smoke, tmp_path, lambda done, of, what: None)
     algorithms.run(smoke, tmp_path, lambda done, of, what: None)
     assert calls == [0, 0, 1, 1]
-    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["rows"][0]["solved"] == [3, 0]
+    assert load_run(tmp_path).metrics["rows"][0]["solved"] == [3, 0]
 
 
 @pytest.mark.slow

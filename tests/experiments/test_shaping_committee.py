@@ -1,14 +1,13 @@
 """The experiment on committees. Oracles: planted correlations, errors counted one by one, a smoke run's own files."""
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.claims import statuses
 from experiments.shaping import committee, committee_page
 from experiments.shaping.searches import LABELS
 from jflat.core import Status
-from jflat.report import load_run
 
 
 def planted(shift, slope, seed=0, number=40):
@@ -28,10 +27,6 @@ def planted(shift, slope, seed=0, number=40):
             f"{name}/test_error": 0.2 + 0.001 * hard + slope * energy + 0.002 * rng.normal(size=number),
         }
     return {"searches": ["slow", "fast"], "flips": [0.1], "num_seeds": number, "max_train_error": 0.0}, arrays
-
-
-def statuses(metrics):
-    return {claim["claim"]: claim["status"] for claim in metrics["claims"]}
 
 
 def test_claims_see_what_was_planted():
@@ -78,30 +73,16 @@ def test_runs_that_did_not_solve_are_left_out():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run") / "shaping-committee"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        committee.run(committee.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(committee)
 
 
 def test_smoke_run_leaves_every_promised_file(finished):
-    assert not (finished / "parts").exists()
-    summary = committee.report(finished)
-    names = {path.name for path in finished.iterdir()}
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    for name in ("flatness_and_test_error", "local_energy"):
-        assert names >= {f"{name}.png", f"{name}.svg"}
-    assert summary.page.read_text().count("data:image/png") == 2
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
+    finished.check("flatness_and_test_error", "local_energy")
 
 
 def test_smoke_errors_are_those_of_its_weights(finished):
-    smoke, run = committee.PRESETS["smoke"], load_run(finished)
+    smoke, run = committee.PRESETS["smoke"], finished.run
     splits = committee.load_splits(smoke)
     assert splits.train_patterns.shape == (3, 16, 65)
     assert splits.test_patterns.shape == (3, 40, 65)

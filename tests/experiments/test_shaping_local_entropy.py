@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.claims import statuses
 from experiments.shaping import local_entropy, local_entropy_page, norm, parity
 from experiments.shaping.searches import LABELS
 from jflat.core import Status
@@ -156,31 +157,17 @@ def test_deficits_are_interpolated_and_never_extrapolated():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run") / "shaping-local-entropy"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        local_entropy.run(local_entropy.PRESETS["smoke"], directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(local_entropy)
 
 
 def test_smoke_run_leaves_every_promised_file(finished):
-    assert not (finished / "parts").exists()
-    summary = local_entropy.report(finished)
-    names = {path.name for path in finished.iterdir()}
-    pictures = ("local_entropy", "local_energy", "stabilities", "hessian", "norm", "parity")
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert names >= {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == len(pictures)
+    summary = finished.check("local_entropy", "local_energy", "stabilities", "hessian", "norm", "parity")
     assert any("reduction" in claim["claim"] for claim in summary.claims)
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
 
 
 def test_smoke_numbers_are_consistent(finished):
-    run = load_run(finished)
+    run = finished.run
     smoke = local_entropy.PRESETS["smoke"]
     patterns, labels = map(np.asarray, local_entropy.instances(smoke)[:2])
     for name in smoke.searches:
@@ -199,7 +186,6 @@ def test_smoke_numbers_are_consistent(finished):
 def test_default_preset_sees_the_flatter_searches(tmp_path):
     """Minutes on two cores: the ordering of the specification at its own size."""
     local_entropy.run(local_entropy.PRESETS["default"], tmp_path / "run", lambda done, of, what: None)
-    metrics = load_run(tmp_path / "run").metrics
-    claims = {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+    claims = statuses(load_run(tmp_path / "run").metrics)
     for flat in ("focusing", "slow"):
         assert claims[f"rise of the error at p = .05: {LABELS[flat]} − {LABELS['fast']}"] == "holds"

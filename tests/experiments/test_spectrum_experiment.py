@@ -2,7 +2,6 @@
 Gauss-Newton matrix; dense algebra on its one layer; planted spectra with known outliers; NumPy for means and errors."""
 
 import dataclasses
-import json
 
 import jax
 import jax.flatten_util
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.claims import statuses
 from experiments.curvature import spectrum as experiment
 from experiments.curvature import spectrum_page
 from experiments.curvature.networks import make_model
@@ -22,13 +22,8 @@ SMOKE = experiment.PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """A finished smoke run: (directory, what was told of its progress)."""
-    directory = tmp_path_factory.mktemp("runs") / "spectrum"
-    told = []
-    with jax.numpy_dtype_promotion("standard"):
-        experiment.run(SMOKE, directory, lambda done, total, what: told.append((done / total, what)))
-    return directory, told
+def finished(finish):
+    return finish(experiment)
 
 
 def solution_of(arrays, splits):
@@ -40,8 +35,8 @@ def solution_of(arrays, splits):
     return model, result
 
 
-def test_measurements_agree_with_dense_algebra(smoke):
-    arrays = load_run(smoke[0]).arrays
+def test_measurements_agree_with_dense_algebra(finished):
+    arrays = finished.run.arrays
     splits = experiment.load_splits(SMOKE)
     model, result = solution_of(arrays, splits)
     loss_fn = experiment._loss_fn(model)
@@ -61,34 +56,20 @@ def test_measurements_agree_with_dense_algebra(smoke):
     np.testing.assert_allclose(arrays["mlp/gauss_newton.shared"], 1.0, atol=1e-3)
 
 
-def test_smoke_run_leaves_every_promised_file(smoke, capsys):
-    directory, told = smoke
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
-    assert not (directory / "parts").exists()
-    summary = experiment.report(directory)
-    names = {path.name for path in directory.iterdir()}
-    pictures = {f"mlp_spectrum_{size}.{ending}" for size in ("column", "page") for ending in ("svg", "png")}
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html", "mlp_gradient.png"} | pictures
-    page = summary.page.read_text()
-    assert page.count("data:image/png") == 2
+def test_smoke_run_leaves_every_promised_file(finished, capsys):
+    summary = finished.check("mlp_spectrum_page", "mlp_gradient", vector=False)
+    files = {path.name for path in finished.directory.iterdir()}
+    assert files >= {"mlp_spectrum_page.svg", "mlp_spectrum_column.svg", "mlp_spectrum_column.png"}
     claims = {claim["claim"]: claim for claim in summary.claims}
     assert len(claims) == 8
     assert claims["H and G: distance of eigenvalues"]["status"] == "confirmed"
     assert all(claim["source"] for claim in claims.values())
-    for claim in claims:
-        assert claim in summary.table
-
-    again = []
-    experiment.run(SMOKE, directory, lambda done, total, what: again.append(what))
-    assert again == ["already finished"]
-    assert main(["report", str(directory.parent)]) == 0
+    assert main(["report", str(finished.directory.parent)]) == 0
     assert "number of outliers" in capsys.readouterr().out
 
 
-def test_a_finished_part_is_not_done_again(smoke, tmp_path, monkeypatch):
-    stored = load_run(smoke[0])
+def test_a_finished_part_is_not_done_again(finished, tmp_path, monkeypatch):
+    stored = finished.run
     own = {key.removeprefix("mlp/"): value for key, value in stored.arrays.items()}
     experiment.save_run(tmp_path / "parts" / "mlp", SMOKE, own, {"layers": ["output"]}, 1.0)
     monkeypatch.setattr(experiment, "_measure", None)
@@ -99,9 +80,9 @@ def test_a_finished_part_is_not_done_again(smoke, tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.arrays[key], value)
 
 
-def test_gradient_is_measured_at_the_parameters_of_that_time(smoke):
+def test_gradient_is_measured_at_the_parameters_of_that_time(finished):
     """The first time differs from the last; a mini-batch's gradient differs from the whole set's."""
-    arrays = load_run(smoke[0]).arrays
+    arrays = finished.run.arrays
     for name in ("full", "batch"):
         part = arrays[f"mlp/gradient.{name}"]
         assert part.shape == (2, 2)
@@ -169,11 +150,10 @@ def planted(num_seeds=5, outliers=10, part=0.8):
 
 
 def test_claims_recover_what_was_planted_and_refuse_what_was_not():
-    def statuses(**planting):
-        run, arrays = planted(**planting)
-        return {claim["claim"]: claim for claim in spectrum_page.summarise(run, arrays)["claims"]}
+    def found(**planting):
+        return {claim["claim"]: claim for claim in spectrum_page.summarise(*planted(**planting))["claims"]}
 
-    claims = statuses()
+    claims = found()
     kinds = [claim["status"] for claim in claims.values()]
     assert kinds.count("confirmed") == len(kinds) - 2
     assert claims["mini-batch gradient in it"]["status"] == "not confirmed"
@@ -183,10 +163,10 @@ def test_claims_recover_what_was_planted_and_refuse_what_was_not():
     assert claims["gap after C − 1 or C"]["ours"]["value"] == pytest.approx(1 / 0.1 - 1 / 0.97)
     assert claims["H and G: distance of eigenvalues"]["ours"]["value"] == pytest.approx(0.05)
     assert claims["H and G: spaces not shared"]["ours"]["value"] == pytest.approx(0.01)
-    fewer = statuses(outliers=4, part=0.3)
+    fewer = found(outliers=4, part=0.3)
     for name in ("number of outliers", "gap after C − 1 or C", "gradient in the top C space"):
         assert fewer[name]["status"] == "not confirmed"
-    one_off = statuses(outliers=9)
+    one_off = found(outliers=9)
     assert one_off["number of outliers"]["status"] == "confirmed"
     assert one_off["gap after C − 1 or C"]["status"] == "confirmed"
 
@@ -231,8 +211,7 @@ def test_default_preset_finds_the_outliers_of_the_gauss_newton_matrix(tmp_path):
     """Minutes on two cores: in all networks the outliers of H are those of G, and negative eigenvalues are small."""
     config = dataclasses.replace(experiment.PRESETS["default"], models=("mlp",), num_seeds=2, num_evals=2)
     experiment.run(config, tmp_path / "run", lambda done, total, what: None)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
-    claims = {claim["claim"]: claim["status"] for claim in metrics["claims"]}
-    assert claims["H and G: distance of eigenvalues"] == "confirmed"
+    metrics = load_run(tmp_path / "run").metrics
+    assert statuses(metrics)["H and G: distance of eigenvalues"] == "confirmed"
     assert metrics["networks"]["mlp"]["smallest"]["value"] < 0.1
     assert not metrics["failures"]

@@ -2,19 +2,20 @@
 Oracles: closed forms of planted functions; NumPy on the stored weights; identities (all instances have one entropy,
 whatever the reference; no local entropy exceeds that of all configurations); numbers printed in the specification."""
 
-import json
 import types
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.claims import statuses
 from experiments.unveiling import margins, margins_numbers, theory
 from jflat.core import Status
 from jflat.report import load_run, save_run
 
 SMOKE = margins.PRESETS["smoke"]
+PICTURES = ("local_entropy", "local_entropy_near", "best_margin", "margins_by_distance", "geometry", "loads", "found")
+PICTURES += ("stabilities",)
 
 
 def quiet(share, what):
@@ -72,37 +73,18 @@ def test_break_up_finds_a_planted_load(monkeypatch, fraction, critical):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished smoke run."""
-    directory = tmp_path_factory.mktemp("runs") / "unveiling"
-    shares = []
-    with jax.numpy_dtype_promotion("standard"):
-        margins.run(SMOKE, directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(margins)
 
 
 @pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
-def test_smoke_run_leaves_every_promised_file(finished, capsys):
-    assert not (finished / "parts").exists()
-    summary = margins.report(finished)
-    names = {path.name for path in finished.iterdir()}
-    pictures = ("local_entropy", "local_entropy_near", "best_margin", "margins_by_distance", "geometry", "loads")
-    assert names >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert names >= {f"{name}.{end}" for name in (*pictures, "found", "stabilities") for end in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == 8
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    margins.run(SMOKE, finished, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
+def test_smoke_run_leaves_every_promised_file(finished):
+    finished.check(*PICTURES)
 
 
 @pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_smoke_theory_is_that_of_the_specification(finished):
-    run = load_run(finished)
-    status = {claim["claim"]: claim["status"] for claim in run.metrics["claims"]}
+    status = finished.statuses
     for claim in (
         "18 local entropies",
         "largest margin; entropy of all solutions",
@@ -111,12 +93,12 @@ def test_smoke_theory_is_that_of_the_specification(finished):
         "maximum over d is the entropy of all solutions",
     ):
         assert status[claim] == "holds"
-    assert not run.metrics["failures"]
+    assert not finished.run.metrics["failures"]
 
 
 @pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_smoke_simulation_is_consistent(finished):
-    arrays = load_run(finished).arrays
+    arrays = finished.run.arrays
     for target in SMOKE.targets:
         get = {name: arrays[f"found/{target:g}/{name}"] for name in ("sums", "weights", "distances", "entropies")}
         solved = arrays[f"found/{target:g}/search_status"] == Status.SOLVED
@@ -133,13 +115,12 @@ def test_smoke_simulation_is_consistent(finished):
 @pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_claims_see_what_is_planted(finished):
     """Real arrays with a planted change: its claim changes its status, and no other one of the theory."""
-    run = load_run(finished)
-    before = {claim["claim"]: claim["status"] for claim in run.metrics["claims"]}
+    run, before = finished.run, finished.statuses
 
     def changed(**more):
         arrays = run.arrays | {name.replace("__", "/"): value for name, value in more.items()}
-        metrics = margins_numbers.summarise(run.config, arrays)
-        return {c["claim"] for c in metrics["claims"] if c["status"] != before[c["claim"]]}
+        after = statuses(margins_numbers.summarise(run.config, arrays))
+        return {claim for claim, status in after.items() if status != before[claim]}
 
     assert changed() == set()
     wrong = run.arrays["around/value"].copy()
@@ -157,7 +138,7 @@ def test_claims_see_what_is_planted(finished):
 
 @pytest.mark.slow  # a minute of theory: python -m pytest -m slow tests/experiments
 def test_a_finished_part_is_not_done_again(finished, tmp_path, monkeypatch):
-    stored = load_run(finished)
+    stored = finished.run
     names = {name.rpartition("/")[0] for name in stored.arrays}
     for part in names:
         own = {k.removeprefix(f"{part}/"): v for k, v in stored.arrays.items() if k.rpartition("/")[0] == part}
@@ -186,8 +167,8 @@ def test_bad_input_is_one_clear_sentence(arguments, message, tmp_path, capsys):
 def test_default_preset_agrees_with_the_specification(tmp_path):
     """Minutes on two cores: critical loads of three devices, and what message passing finds."""
     margins.run(margins.PRESETS["default"], tmp_path / "run", lambda done, of, what: None)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
-    status = {claim["claim"]: claim["status"] for claim in metrics["claims"]}
+    metrics = load_run(tmp_path / "run").metrics
+    status = statuses(metrics)
     for name in margins_numbers.LABELS.values():
         assert status[f"{name}: capacity"] == "holds"
         assert status[f"{name}: densest regions break up"] == "holds"
