@@ -5,6 +5,7 @@ which are arithmetic there; lines of doctest become a block of code.
 """
 
 import re
+from collections.abc import Set
 from typing import Any
 
 import griffe
@@ -27,13 +28,8 @@ def _plain(text: str) -> str:
 def to_markdown(text: str) -> str:
     """The Markdown of a cleaned docstring.
 
-    >>> print(to_markdown("Twice w * x, <w>.\\n\\n>>> 2 * 2\\n4"))
-    Twice w \\* x, &lt;w&gt;.
-    <BLANKLINE>
-    ```pycon
-    >>> 2 * 2
-    4
-    ```
+    >>> to_markdown("Twice w * x, <w>.\\n\\n>>> 2 * 2\\n4").splitlines()
+    ['Twice w \\\\* x, &lt;w&gt;.', '', '```pycon', '>>> 2 * 2', '4', '```']
     """
     lines, is_example, indent, margin, was_blank = [], False, "", 0, True
     for line in text.split("\n"):
@@ -59,13 +55,35 @@ def to_markdown(text: str) -> str:
     return "\n".join(lines)
 
 
-def rewrite(parent: griffe.Object) -> None:
+def link(text: str, known: Set[str], package: str | None) -> str:
+    """Public names between backquotes become links: `jflat.optim.sam`, and in the docstring of a package `sam`.
+
+    >>> print(link("see `jflat.optim.sam`, `sam` or `x`", {"jflat.optim.sam"}, "jflat.optim"))
+    see [`jflat.optim.sam`][jflat.optim.sam], [`sam`][jflat.optim.sam] or `x`
+    """
+
+    def linked(code: re.Match[str]) -> str:
+        targets = [code[1], f"{package}.{code[1]}"] if package else [code[1]]
+        return next((f"[{code[0]}][{target}]" for target in targets if target in known), code[0])
+
+    return re.sub(r"`([\w.]+)`", linked, text)
+
+
+def public_names(module: griffe.Module) -> Set[str]:
+    """All names that a package or one below it exports, as they are imported."""
+    packages = [member for member in module.members.values() if isinstance(member, griffe.Module)]
+    own = {f"{module.path}.{name}" for name in module.exports or () if module.filepath.name == "__init__.py"}
+    return own.union(*map(public_names, packages))
+
+
+def rewrite(parent: griffe.Object, known: Set[str]) -> None:
     """Every docstring of a tree of objects, once."""
     if parent.docstring:
-        parent.docstring.value = to_markdown(parent.docstring.value)
+        package = parent.path if isinstance(parent, griffe.Module) else None
+        parent.docstring.value = link(to_markdown(parent.docstring.value), known, package)
     for member in parent.members.values():
         if not member.is_alias:
-            rewrite(member)
+            rewrite(member, known)
 
 
 def show(module: griffe.Module) -> None:
@@ -82,5 +100,6 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         loader.resolve_aliases(implicit=False, external=False)  # while the files are in their places
-        rewrite(pkg)
+        modules = {f"{pkg.path}.{name}" for name in pkg.exports or ()}  # they have a page and no anchor
+        rewrite(pkg, public_names(pkg) - modules)
         show(pkg)
