@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import holds, how_it_was_run
+from experiments.claims import holds, how_it_was_run, picture
 from experiments.parts import run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import Status, check, succeeded
@@ -34,7 +34,6 @@ from jflat.report import (
     Series,
     Table,
     draw_panels,
-    figures,
     load_run,
     spearman,
     text_table,
@@ -168,7 +167,7 @@ def report(directory: pathlib.Path) -> Summary:
     """Figures, tables and the page of a finished run, from what it stored."""
     stored = load_run(directory)
     config, metrics, arrays = stored.config, stored.metrics, stored.arrays
-    pictures = []
+    pictures: list[Picture] = []
     texts = {
         "against_sphere": (
             "local entropy − sphere's\n(nats per weight)",
@@ -185,12 +184,10 @@ def report(directory: pathlib.Path) -> Summary:
         figure = draw_panels(
             _panels(config, arrays, measure, ylabel), xlabel="distance d = (1 − overlap) / 2", log_x=False
         )
-        path = figures.save_figure(figure, directory / f"{measure}.png")
-        figures.save_figure(figure, directory / f"{measure}.svg")
         caption = (
             f"{text} alpha = {config['alpha']:g}, Delta = {config['delta']:g}, beta = {config['beta']:g} per error."
         )
-        pictures.append(Picture(path, caption, caption))
+        pictures.append(picture(directory, measure, figure, caption))
     claims_header = ["claim", "status", "ours", "theirs"]
     claims = [[c["claim"], c["status"], c["ours"], c["theirs"]] for c in metrics["claims"]]
     header = ["rho", "estimator", "test error", "against the sphere", "loss"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import cell, how_it_was_run, measured
+from experiments.claims import cell, how_it_was_run, measured, picture
 from experiments.curvature.spectrum_page import verdict
 from experiments.entropic.flatness_page import label
 from experiments.registry import Summary
@@ -24,7 +24,6 @@ from jflat.report import (
     Series,
     Table,
     draw_panels,
-    figures,
     format_measured,
     load_run,
     text_table,
@@ -137,20 +136,18 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         blocks.append(
             Table(["part", "failed"], failures, "Seeds that became non-finite, points without a theory. Left out.")
         )
-    pictures = []
+    pictures: list[Picture] = []
     for loss in config["losses"]:
         for alpha in config["alphas"]:
             figure = draw_panels(
                 _panels(config, metrics, arrays, loss, alpha), xlabel="flatness: increment (points)", log_x=False
             )
-            path = figures.save_figure(figure, directory / f"{loss}_{alpha:g}.png")
-            figures.save_figure(figure, directory / f"{loss}_{alpha:g}.svg")
             caption = (
                 f"{loss.capitalize()} loss, alpha = {alpha:g}: flatness against test error. Line: the ridge estimators "
                 "of the theory, from a small ridge at the right to a large one. Marks: mean ± one standard error of "
                 "both. Dotted: the smallest possible error. Flatter is left, better is lower."
             )
-            pictures.append(Picture(path, caption, caption))
+            pictures.append(picture(directory, f"{loss}_{alpha:g}", figure, caption))
     sections = [
         Section("What was found", blocks),
         Section("Figures", pictures),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import cell, failures, holds, how_it_was_run
+from experiments.claims import cell, failures, holds, how_it_was_run, picture
 from experiments.registry import Summary
 from jflat.replica import bayes_error
 from jflat.report import (
@@ -21,7 +21,6 @@ from jflat.report import (
     Series,
     Table,
     draw_panels,
-    figures,
     load_run,
     mean_and_stderr,
     text_table,
@@ -276,12 +275,7 @@ def _pictures(directory: pathlib.Path, config: Mapping[str, Any], arrays: Arrays
             "standard error. Lines: weighted fit of a + c / N; theory says that they meet zero at the left.",
         ),
     }
-    pictures = []
-    for name, (figure, caption) in drawn.items():
-        path = figures.save_figure(figure, directory / f"{name}.png")
-        figures.save_figure(figure, directory / f"{name}.svg")
-        pictures.append(Picture(path, caption, f"{name.replace('_', ' ')}. {caption}"))
-    return pictures
+    return [picture(directory, name, *figure) for name, figure in drawn.items()]
 
 
 def draw(directory: pathlib.Path, claim: str) -> Summary:
