@@ -19,6 +19,9 @@ Differs from `scipy.sparse.linalg.minres` (a least-squares solution, not the sho
 Paige and Saunders: no preliminary phase of MINRES, own recurrences, one stop for each reason, and a status that is
 decided by the freshly computed residual.
 
+Incompatible systems are hard for a single solve: the kernel's pivot vanishes before the range is exhausted. Where that
+matters, `project` solves A y = A b and A x = y instead, both of which are compatible.
+
 References: S.-C. T. Choi, C. C. Paige and M. A. Saunders, SIAM J. Sci. Comput. 33 (2011) 1810 (arXiv 1003.4042); C. C.
 Paige and M. A. Saunders, SIAM J. Numer. Anal. 12 (1975) 617.
 """
@@ -150,6 +153,7 @@ def minres_qlp(
     max_norm: float | jax.Array = np.inf,
     max_condition: float | jax.Array | None = None,
     reorthogonalise: bool = False,
+    project: bool = False,
     loop: str = "auto",
 ) -> MinresQLPResult:
     """Solve min |x| subject to x in argmin |A x - b|, for symmetric A: x = A^+ b.
@@ -170,6 +174,9 @@ def minres_qlp(
         stop it, rounding errors grow.
       reorthogonalise: keep all v_k (max_steps, at most P, vectors) and project on them: for systems of large condition,
         in fewer steps.
+      project: solve two compatible systems, A y = A b and A x = y, so x = A^+ A^+ A b: y is the part of b in the range.
+        For incompatible systems, of which the single solve leaves an error (see Accuracy), at twice the steps, each of
+        the two with its own `max_steps`.
       loop: "device", "host" or "auto", as in `jflat.curvature.lanczos`.
 
     Returns:
@@ -182,16 +189,18 @@ def minres_qlp(
       ValueError: if b is empty or not of the operator's structure, or an argument is out of range.
 
     Accuracy: against the pseudo-inverse, for matrices whose nonzero eigenvalues lie within a factor of ten (P = 24 and
-    40, float64): 1e-9 for compatible systems, positive, indefinite or singular. For singular incompatible ones 1e-13
-    with `reorthogonalise`; without it 1e-12 in the median and 3e-8 in the worst of 300, since orthogonality is lost
-    when the kernel is found (and the status is STAGNATION). In general the error is that of the residual times
+    40, float64): 1e-9 for compatible systems, positive, indefinite or singular. For singular incompatible ones the
+    kernel is found before the range is exhausted, and what is truncated then is not all: 1e-10 in the median, 5e-7 in
+    the worst of 450 (P = 40, rank 25; 1e-7 with `reorthogonalise`); above 1e-8 the status is STAGNATION. With `project`
+    it is 6e-10 in the worst of 200. In general the error is that of the residual times
     the condition number. The size of A is estimated from below, at the start by 1 / sqrt(P) of its Frobenius norm, so
     an operator of tiny rank is seen to annihilate b to sqrt(P) eps only.
 
     Edge cases: b = 0 and b in the kernel give x = 0. The probe of symmetry sees A - A^T on x and on r alone; elsewhere
     it does not matter.
 
-    Cost: k + 3 products, ten passes over vectors of P numbers a step, memory of 8 P (+ max_steps P to reorthogonalise).
+    Cost: k + 3 products (with `project` those of two solves and 2 more), ten passes over vectors of P numbers a step,
+    memory of 8 P (+ max_steps P to reorthogonalise).
     Not differentiable in reverse mode.
 
     Reference: Choi, Paige & Saunders, arXiv 1003.4042, section 3, with their flags merged into `MinresFlag`.
@@ -237,7 +246,7 @@ def minres_qlp(
     settings = (jnp.asarray(rtol, dtype), jnp.asarray(max_steps, jnp.int32))
     limits = (jnp.asarray(max_norm, dtype), jnp.asarray(max_condition, dtype))
     loop = choose(where, loop, operator, b, settings, limits)
-    return run(_solve, operator, b, (*settings, *limits), loop=loop, rows=rows)
+    return run(_solve_twice if project else _solve, operator, b, (*settings, *limits), loop=loop, rows=rows)
 
 
 def _solve(operator: LinearOperator, b: PyTree, settings: tuple, *, loop: str, rows: int) -> MinresQLPResult:
@@ -256,6 +265,51 @@ def _solve(operator: LinearOperator, b: PyTree, settings: tuple, *, loop: str, r
     residual, unit = part(_residual, loop)(b, product)
     probes = ((signs, image), (x, product), (unit, operator.matvec(unit)))
     return part(_result, loop)(setup, state, residual, probes)
+
+
+def _solve_twice(operator: LinearOperator, b: PyTree, settings: tuple, *, loop: str, rows: int) -> MinresQLPResult:
+    rtol, max_steps, max_norm, max_condition = settings
+    free = (rtol, max_steps, jnp.full_like(max_norm, jnp.inf), max_condition)
+    first = _solve(operator, operator.matvec(b), free, loop=loop, rows=rows)
+    second = _solve(operator, first.solution, settings, loop=loop, rows=rows)
+    residual, unit = part(_rest, loop)(b, first.solution, second.residual)
+    return part(_joined, loop)(rtol, b, first, second, residual, operator.matvec(unit))
+
+
+def _rest(b: PyTree, projected: PyTree, left: PyTree) -> tuple[PyTree, PyTree]:
+    """(b - A x, in unit length) from b, its part y in the range, and y - A x."""
+    residual = tree.add(tree.subtract(b, projected), left)
+    return residual, _unit(residual, _norm(residual))
+
+
+def _joined(
+    rtol: jax.Array, b: PyTree, first: MinresQLPResult, second: MinresQLPResult, residual: PyTree, image: PyTree
+) -> MinresQLPResult:
+    """The second result, judged as the answer to b."""
+    b_norm, residual_norm = _norm(b), _norm(residual)
+    norm = jnp.maximum(first.operator_norm, second.operator_norm)
+    shrunk = jnp.where(residual_norm > 0, _norm(image), 0)
+    is_solved = residual_norm <= rtol * (norm * second.solution_norm + b_norm)
+    flag = jnp.where(is_solved, MinresFlag.RESIDUAL, MinresFlag.LEAST_SQUARES)
+    flag = jnp.where(b_norm == 0, MinresFlag.ZERO_RHS, flag)
+    for reason in (MinresFlag.MAX_STEPS, MinresFlag.TOO_LONG, MinresFlag.NON_FINITE):
+        flag = jnp.where((first.flag == reason) | (second.flag == reason), reason, flag)
+    flag = flag.astype(jnp.int32)
+    skew = jnp.maximum(first.asymmetry, second.asymmetry)
+    outcome = _status(rtol, b, second.solution_norm, residual_norm, norm, shrunk, skew, flag)
+    return second._replace(
+        residual=residual,
+        residual_norm=residual_norm,
+        a_residual_norm=shrunk * residual_norm,
+        operator_norm=norm,
+        condition=jnp.maximum(first.condition, second.condition),
+        estimated_residual_norm=jnp.hypot(second.estimated_residual_norm, residual_norm),
+        asymmetry=skew,
+        num_steps=first.num_steps + second.num_steps,
+        num_products=first.num_products + second.num_products + 2,
+        flag=flag,
+        status=outcome,
+    )
 
 
 def _signs(like: PyTree) -> PyTree:
@@ -470,13 +524,7 @@ def _result(
         return _divide(gap, _norm(signs_image) * _norm(y) + _norm(y_image))
 
     skew = jnp.maximum(asymmetry(x, x_image), asymmetry(unit, unit_image))
-    eps = _rounding(x)
-    is_solved = residual_norm <= 10 * setup.rtol * (norm * length + setup.b_norm)
-    is_least = shrunk <= jnp.maximum(10 * setup.rtol, 100 * eps) * norm
-    otherwise = jnp.where(state.flag == MinresFlag.MAX_STEPS, Status.MAX_STEPS, Status.STAGNATION)
-    status = jnp.where(is_solved | is_least, Status.CONVERGED, otherwise)
-    status = jnp.where(skew > eps ** (2 / 3), Status.ASYMMETRIC, status)
-    is_finite = jnp.isfinite(skew) & jnp.isfinite(shrunk) & (state.flag != MinresFlag.NON_FINITE)
+    status = _status(setup.rtol, setup.b, length, residual_norm, norm, shrunk, skew, state.flag)
     ends = jnp.stack([jnp.abs(state.mu_last), jnp.abs(state.mu)])
     used = ends * setup.max_condition > norm
     smallest = jnp.minimum(state.smallest_pivot, jnp.min(jnp.where(used, ends, jnp.inf)))
@@ -493,5 +541,26 @@ def _result(
         num_steps=state.step,
         num_products=state.step + 3,
         flag=state.flag,
-        status=jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32),
+        status=status,
     )
+
+
+def _status(
+    rtol: jax.Array,
+    b: PyTree,
+    length: jax.Array,
+    residual_norm: jax.Array,
+    norm: jax.Array,
+    shrunk: jax.Array,
+    skew: jax.Array,
+    flag: jax.Array,
+) -> jax.Array:
+    """What the fresh residual says; `shrunk` is |A r| / |r|."""
+    eps = _rounding(b)
+    is_solved = residual_norm <= 10 * rtol * (norm * length + _norm(b))
+    is_least = shrunk <= jnp.maximum(10 * rtol, 100 * eps) * norm
+    otherwise = jnp.where(flag == MinresFlag.MAX_STEPS, Status.MAX_STEPS, Status.STAGNATION)
+    status = jnp.where(is_solved | is_least, Status.CONVERGED, otherwise)
+    status = jnp.where(skew > eps ** (2 / 3), Status.ASYMMETRIC, status)
+    is_finite = jnp.isfinite(skew) & jnp.isfinite(shrunk) & (flag != MinresFlag.NON_FINITE)
+    return jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32)

@@ -117,6 +117,62 @@ def test_float32_reaches_its_own_tolerance():
     np.testing.assert_allclose(tiny.solution, exact, atol=1e-3 * np.linalg.norm(exact))
 
 
+def test_incompatible_systems_of_low_rank_need_two_solves(x64):
+    """P = 40, rank 25: a single solve is good to 1e-8 where it says so and not always; two compatible ones always."""
+    generator = np.random.default_rng(1)
+    cases = []
+    for _ in range(40):
+        basis, _ = np.linalg.qr(generator.normal(size=(40, 40)))
+        values = generator.uniform(0.2, 2, 40) * generator.choice([-1, 1], 40) * (np.arange(40) >= 15)
+        b = generator.normal(size=40)
+        inverse = np.divide(1, values, out=np.zeros(40), where=values != 0)
+        cases.append(((basis * values) @ basis.T, b, basis @ (inverse * (basis.T @ b))))
+    matrices, rhs, exact = (jnp.asarray(np.stack(x)) for x in zip(*cases, strict=True))
+
+    def solve_all(**more):
+        run = jax.jit(jax.vmap(lambda m, b: minres_qlp(from_matrix(m), b, max_steps=200, **more)))
+        found = run(matrices, rhs)
+        return found, np.linalg.norm(found.solution - exact, axis=1) / np.linalg.norm(exact, axis=1)
+
+    once, errors = solve_all()
+    good = np.asarray(once.status) == Status.CONVERGED
+    assert errors[good].max() < 1e-8 < errors.max() < 1e-6
+    assert set(np.asarray(once.status[~good])) == {Status.STAGNATION}
+    twice, errors = solve_all(project=True)
+    assert np.all(twice.status == Status.CONVERGED)
+    assert np.all(twice.flag == MinresFlag.LEAST_SQUARES)
+    assert errors.max() < 1e-8
+    left = rhs - jnp.einsum("kij,kj->ki", matrices, twice.solution)
+    np.testing.assert_allclose(twice.residual, left, atol=1e-13)
+    np.testing.assert_allclose(twice.estimated_residual_norm, jnp.linalg.norm(left, axis=1), rtol=1e-10)
+    assert np.all(twice.num_products == twice.num_steps + 8)
+
+
+def test_two_solves_of_everything_else(x64):
+    """Compatible systems, b = 0, b in the kernel, limits, asymmetry and NaN: as the single solve says."""
+    project = jax.jit(lambda m, b, max_norm=np.inf: minres_qlp(from_matrix(m), b, project=True, max_norm=max_norm))
+    for kind in KINDS:
+        matrix, b, exact = problem(kind, 4)
+        found = project(matrix, b)
+        assert Status(int(found.status)) == Status.CONVERGED
+        expected = MinresFlag.LEAST_SQUARES if kind == KINDS[3] else MinresFlag.RESIDUAL
+        assert int(found.flag) == expected
+        np.testing.assert_allclose(found.solution, exact, atol=1e-8 * np.linalg.norm(exact))
+    assert int(project(matrix, 0 * b).flag) == MinresFlag.ZERO_RHS
+    values, vectors = np.linalg.eigh(matrix)
+    kernel = vectors[:, np.abs(values) < 1e-12] @ np.ones(P // 3)
+    none = project(matrix, kernel)
+    assert Status(int(none.status)) == Status.CONVERGED
+    assert np.linalg.norm(none.solution) < 1e-12
+    np.testing.assert_allclose(none.residual_norm, np.linalg.norm(kernel))
+    assert int(project(matrix, b, 0.5 * np.linalg.norm(exact)).flag) == MinresFlag.TOO_LONG
+    skewed = matrix + np.triu(np.ones((P, P)), 1)
+    assert Status(int(project(skewed, b).status)) == Status.ASYMMETRIC
+    broken = project(np.where(np.eye(P), np.nan, matrix), b)
+    assert Status(int(broken.status)) == Status.NON_FINITE
+    assert np.all(np.asarray(broken.solution) == 0)
+
+
 def test_half_precision_is_judged_by_its_own_rounding():
     """A symmetric matrix is not called asymmetric for the rounding of its products, and one that is not still is."""
     for dtype in (jnp.bfloat16, jnp.float16):
