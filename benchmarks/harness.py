@@ -4,6 +4,7 @@ Machines are shared and noisy, so a speed is a ratio of two medians from one run
 """
 
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -15,7 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["Measurement", "measure_together", "record", "versions"]
+__all__ = ["QUARTILES", "Measurement", "measure_together", "milliseconds", "record", "times_in_turn", "versions"]
+
+QUARTILES = (0.5, 0.25, 0.75)
+"""The median first."""
+
+
+def milliseconds(seconds: float, low: float, high: float) -> dict[str, Any]:
+    """The fields of a time for a JSON line: median and quartiles.
+
+    >>> milliseconds(2e-3, 1e-3, 3e-3)
+    {'ms': 2.0, 'ms_quartiles': [1.0, 3.0]}
+    """
+    return {"ms": round(1e3 * seconds, 4), "ms_quartiles": [round(1e3 * low, 4), round(1e3 * high, 4)]}
 
 
 class Measurement(NamedTuple):
@@ -27,14 +40,28 @@ class Measurement(NamedTuple):
     compile_seconds: float
     temporary_bytes: int
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, Any]:
         """The fields for a JSON line, in milliseconds."""
-        return {
-            "ms": round(1e3 * self.seconds, 4),
-            "ms_quartiles": [round(1e3 * self.low, 4), round(1e3 * self.high, 4)],
+        return milliseconds(self.seconds, self.low, self.high) | {
             "compile_s": round(self.compile_seconds, 2),
             "temporary_mb": round(self.temporary_bytes / 1e6, 2),
         }
+
+
+def times_in_turn(rivals: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[str, np.ndarray]:
+    """(repeats, 2) wall and processor seconds of each, one call of each in turn, after `warm_up` turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+    for turn in range(repeats + warm_up):
+        for name, call in rivals.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            if turn >= warm_up:
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    jax.block_until_ready(fn(*args))
 
 
 def measure_together(
@@ -54,15 +81,10 @@ def measure_together(
         compile_seconds[name] = time.perf_counter() - start
         memory = compiled[name].memory_analysis()
         temporary[name] = 0 if memory is None else memory.temp_size_in_bytes
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for turn in range(repeats + 1):
-        for name, (_, args) in rivals.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*args))
-            if turn:  # the first call warms up
-                times[name].append(time.perf_counter() - start)
+    calls = {name: functools.partial(_call, compiled[name], args) for name, (_, args) in rivals.items()}
+    times = times_in_turn(calls, repeats)
     return {
-        name: Measurement(*np.quantile(times[name], [0.5, 0.25, 0.75]), compile_seconds[name], temporary[name])
+        name: Measurement(*np.quantile(times[name][:, 0], QUARTILES), compile_seconds[name], temporary[name])
         for name in rivals
     }
 

@@ -12,14 +12,13 @@ it exceeds the cores, wall time is that of the neighbours, above all for the sho
 import os
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import record
+from benchmarks.harness import QUARTILES, milliseconds, record, times_in_turn
 from jflat.data import random_patterns
 from jflat.messages.problem import signed_patterns
 from jflat.messages.sweep import Messages, initial_messages, sweep
@@ -41,18 +40,6 @@ def _sweep(patterns: jax.Array, largest: jax.Array, messages: Messages) -> Messa
         return sweep(patterns, messages, jnp.zeros_like(messages.total), damping=0.5, largest_input=largest)
 
     return jax.vmap(one)(patterns, largest, messages)
-
-
-def _times(rivals: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """(repeats, 2) wall and processor seconds of each, called in turn."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
-    for turn in range(repeats + 2):
-        for name, call in rivals.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            if turn > 1:
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: np.asarray(values) for name, values in times.items()}
 
 
 def _error(patterns: jax.Array, messages: Messages) -> float:
@@ -87,9 +74,8 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
             state["to"] = jax.block_until_ready(copy(state["to"], state["from"]))
 
         count = instances * num_patterns * num_inputs
-        times = _times({"copy": run_copy, "sweep": run_sweep}, repeats)
+        times = times_in_turn({"copy": run_copy, "sweep": run_sweep}, repeats, warm_up=2)
         (copy_wall, copy_cpu), (wall, cpu) = (np.median(times[name], axis=0) for name in ("copy", "sweep"))
-        low, high = np.quantile(times["sweep"][:, 0], [0.25, 0.75])
         rows.append(
             record(
                 output,
@@ -98,8 +84,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                     "instances": instances,
                     "patterns": num_patterns,
                     "inputs": num_inputs,
-                    "ms": round(1e3 * wall, 4),
-                    "ms_quartiles": [round(1e3 * low, 4), round(1e3 * high, 4)],
+                    **milliseconds(*np.quantile(times["sweep"][:, 0], QUARTILES)),
                     "ns_per_message": round(1e9 * wall / count, 3),
                     "copy_gb_per_s": round(8e-9 * count / copy_wall, 2),
                     "over_floor": round(wall / copy_wall, 2),

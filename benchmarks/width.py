@@ -14,14 +14,13 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import record
+from benchmarks.harness import QUARTILES, milliseconds, record, times_in_turn
 from jflat.width import CbowBatch, CbowState, cbow_epoch, cbow_init, noise_table
 
 __all__ = ["main"]
@@ -36,18 +35,6 @@ def _examples(vocabulary: int, words: int, batch_size: int) -> tuple[CbowBatch, 
     shape = (words // batch_size, batch_size)
     batches = CbowBatch(draws[:, 0].reshape(shape), draws[:, 1:].reshape(*shape, CONTEXT))
     return jax.tree.map(jnp.asarray, batches), noise_table(jnp.asarray(counts, jnp.float32))
-
-
-def _times(rivals: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """(wall, processor) medians of seconds of each, called in turn."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
-    for turn in range(repeats + 1):
-        for name, call in rivals.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            if turn:
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: np.asarray(values) for name, values in times.items()}
 
 
 def _error(vocabulary: int, words: int) -> float:
@@ -97,12 +84,11 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
         def run_copy(held: Any = held, copy: Any = copy) -> None:
             held["copy"] = jax.block_until_ready(copy(held["copy"]))
 
-        times = _times({"product": run_product, "copy": run_copy, "epoch": run_epoch}, repeats)
+        times = times_in_turn({"product": run_product, "copy": run_copy, "epoch": run_epoch}, repeats)
         medians = {name: np.median(values, axis=0) for name, values in times.items()}
         scale = 2 * side**3 / flops
         copy_scale = held["copy"].size / numbers
         (wall, cpu), (floor, cpu_floor) = medians["epoch"], medians["product"] / scale
-        low, high = np.quantile(times["epoch"][:, 0], [0.25, 0.75])
         rows.append(
             record(
                 output,
@@ -113,8 +99,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                     "words": words,
                     "batch_size": batch_size,
                     "negatives": NEGATIVES,
-                    "ms": round(1e3 * wall, 4),
-                    "ms_quartiles": [round(1e3 * low, 4), round(1e3 * high, 4)],
+                    **milliseconds(*np.quantile(times["epoch"][:, 0], QUARTILES)),
                     "us_per_word": round(1e6 * wall / words, 2),
                     "gflops_of_product": round(1e-9 * flops / floor, 1),
                     "over_floor": round(wall / floor, 2),
