@@ -62,8 +62,8 @@ class Config(Training):
     """Runs at each width."""
     limit_seeds: int = 1
     """Runs of the limit: only the draws of examples differ."""
-    kernel_seeds: int = 1
-    """Runs of each width in the NTK parametrisation; 0 is none."""
+    kernel_widths: tuple[int, ...] = (64, 256)
+    """One run of each in the NTK parametrisation, some of `widths`."""
     batch_sizes: tuple[int, ...] = (16, 64)
     """Centre words in a step, beside `batch_size`, at the least width."""
     language_words: int = 300_000
@@ -81,6 +81,7 @@ PRESETS = {
         pairs=4,
         fillers=30,
         widths=(4, 16),
+        kernel_widths=(4, 16),
         seeds=(2, 2),
         limit_seeds=2,
         batch_sizes=(8,),
@@ -99,6 +100,7 @@ PRESETS = {
         lr=0.05,
         batch_size=32,
         seeds=(3, 3, 3),
+        kernel_widths=(64, 256, 1024),
         batch_sizes=(1,),
         chunk=65536,
     ),
@@ -127,13 +129,15 @@ def load(config: Config) -> Problem:
 
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
-    """Width by width and seed by seed; parts that are finished on disk are not done again."""
+    """Seed by seed and width by width; parts that are finished on disk are not done again."""
     where = "width-word2vec"
     ascends = len(config.widths) > 0 and list(config.widths) == sorted(set(config.widths)) and config.widths[0] > 0
     check.require(ascends, where, "widths", "must be positive and ascend", config.widths)
+    known = set(config.kernel_widths) <= set(config.widths)
+    check.require(known, where, "kernel_widths", f"must be some of {config.widths}", config.kernel_widths)
     same = len(config.seeds) == len(config.widths) and min(config.seeds) >= 1
     check.require(same, where, "seeds", f"must be {len(config.widths)} numbers, at least 1", config.seeds)
-    for name, least in (("limit_seeds", 1), ("kernel_seeds", 0), ("epochs", 1), ("batch_size", 1), ("chunk", 1)):
+    for name, least in (("limit_seeds", 1), ("epochs", 1), ("batch_size", 1), ("chunk", 1)):
         check.require_integer(where, name, getattr(config, name), least)
     check.require_number(where, "held_out", config.held_out, 0.0, 1.0, exclusive=True)
     problem = load(config)
@@ -147,17 +151,17 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
         parts[name], costs[name] = part, cost
 
     rows = problem.vocabulary
-    for width, count in zip(config.widths, config.seeds, strict=True):
-        cost = width + 100.0
-        for seed in range(count):
-            add(f"finite/{width}/{seed}", width, cost, seed, config.batch_size, False)
-        for seed in range(config.kernel_seeds):
-            add(f"kernel/{width}/{seed}", width, cost, seed, config.batch_size, True)
+    for seed in range(max(*config.seeds, config.limit_seeds)):
+        for width, count in zip(config.widths, config.seeds, strict=True):
+            if seed < count:
+                add(f"finite/{width}/{seed}", width, width + 100.0, seed, config.batch_size, False)
+        if seed < config.limit_seeds:
+            add(f"finite/limit/{seed}", None, rows + 100.0, seed, config.batch_size, False)
+    for width in config.kernel_widths:
+        add(f"kernel/{width}/0", width, width + 100.0, 0, config.batch_size, True)
+    add("kernel/limit/0", None, 0.1 * rows, 0, config.batch_size, True)
     for batch_size in config.batch_sizes:
         add(f"batch/{batch_size}/0", config.widths[0], config.widths[0] + 100.0, 0, batch_size, False)
-    add("kernel/limit/0", None, 0.1 * rows, 0, config.batch_size, True)
-    for seed in range(config.limit_seeds):
-        add(f"finite/limit/{seed}", None, rows + 100.0, seed, config.batch_size, False)
     summarise = functools.partial(word2vec_page.summarise, dataclasses.asdict(config))
     run_parts(config, directory, progress, parts, summarise, costs)
 

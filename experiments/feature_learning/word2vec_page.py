@@ -46,32 +46,39 @@ def facts(problem: Problem) -> dict[str, Any]:
 def with_errors(values: np.ndarray, cluster: np.ndarray) -> Measured:
     """Mean of (S, Q) over seeds and questions, with both standard errors; with one seed, that over questions alone.
 
-    The error is at least that of one question, 1 / Q: where all values are equal, nothing is known of their spread.
-
     >>> with_errors(np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([0, 0, 1, 1]))  # two clusters: 0.5 +- 0.5
     Measured(value=0.5, stderr=0.5)
     """
-    mean = float(values.mean())
-    sums = np.bincount(cluster, values.mean(0) - mean)
-    count = np.unique(cluster).size
-    over_questions = np.sqrt(np.sum(sums**2) * count / (count - 1)) / values.shape[1] if count > 1 else np.nan
-    return Measured(mean, max(float(np.hypot(over_questions, _over_seeds(values))), 1 / values.shape[1]))
+    error = np.hypot(_over_questions(values.mean(0), cluster), _over_seeds(values))
+    return Measured(float(values.mean()), float(error))
 
 
 def difference(a: np.ndarray, b: np.ndarray, cluster: np.ndarray) -> Measured:
     """Mean of a - b, (S, Q) and (S', Q): the error over questions is that of differences, the seeds' are added.
 
-    >>> value, error = difference(np.eye(2), np.zeros((1, 2)), np.arange(2))
-    >>> value, error  # no question differs from the other, nor seed from seed
-    (0.5, 0.5)
+    >>> difference(np.ones((1, 2)), np.array([[1.0, 0.0]]), np.arange(2))
+    Measured(value=0.5, stderr=0.5)
     """
-    mean, over_questions = with_errors(a.mean(0, keepdims=True) - b.mean(0, keepdims=True), cluster)
-    return Measured(mean, float(np.hypot(over_questions, np.hypot(_over_seeds(a), _over_seeds(b)))))
+    gap = a.mean(0) - b.mean(0)
+    error = np.hypot(_over_questions(gap, cluster), np.hypot(_over_seeds(a), _over_seeds(b)))
+    return Measured(float(gap.mean()), float(error))
 
 
 def _over_seeds(values: np.ndarray) -> float:
     """Standard error of the mean of (S, Q) over seeds; 0 where there is one."""
     return float(mean_and_stderr(values.mean(1))[1]) if len(values) > 1 else 0.0
+
+
+def _over_questions(values: np.ndarray, cluster: np.ndarray) -> float:
+    """Standard error of the mean of (Q,) over clusters, NaN where there is one.
+
+    Where all values are equal, nothing is known of their spread: 1 / Q then, what one question counts.
+    """
+    sums, count = np.bincount(cluster, values - values.mean()), np.unique(cluster).size
+    if count == 1:
+        return float("nan")
+    spread = float(np.sqrt(np.sum(sums**2) * count / (count - 1)))
+    return (1.0 if np.ptp(values) < 1e-12 else spread) / len(values)
 
 
 def runs(arrays: Arrays, regime: str, width: str, quantity: str) -> np.ndarray:
@@ -137,8 +144,8 @@ def _claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
     right = int(np.sum(_scores(arrays, "kernel", "limit")[0]))
     text = f"{right} right of {len(cluster)}"
     claims.append(Claim("kernel limit (GP, NTK): questions answered", text, "0", holds(right == 0)))
-    if config["kernel_seeds"]:
-        widest = str(config["widths"][-1])
+    if config["kernel_widths"]:
+        widest = str(config["kernel_widths"][-1])
         kernel = _scores(arrays, "kernel", widest)[0]
         label = f"NTK parametrisation, width {widest}: accuracy, %"
         claims.append(Claim.bounded(label, _scaled(with_errors(kernel, cluster)), "0 [< 1]", -np.inf, 1.0))
@@ -151,7 +158,7 @@ def _claims(config: Mapping[str, Any], arrays: Arrays) -> list[Claim]:
 def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Accuracies, losses and claims; what other batch sizes change, against one seed at the same width."""
     rows = [_row(arrays, "finite", width) for width in _names(config)]
-    rows += [_row(arrays, "kernel", width) for width in (_names(config) if config["kernel_seeds"] else ["limit"])]
+    rows += [_row(arrays, "kernel", width) for width in (*map(str, config["kernel_widths"]), "limit")]
     base = _scores(arrays, "finite", str(config["widths"][0]))[0][:1]
     base_loss = runs(arrays, "finite", str(config["widths"][0]), "loss")[:1, -1]
     batches = []
@@ -188,8 +195,9 @@ def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
     by = {(row["regime"], row["width"]): row for row in metrics["rows"]}
 
     def series(regime: str, name: str, scale: float, shift: float = 1.0) -> Series:
-        points = np.array([cell(by[regime, str(width)][name], scale) for width in config["widths"]]).T
-        return Series((widths * shift, points[0]), (widths * shift, points[0], points[1]))
+        known = np.array([width for width in config["widths"] if (regime, str(width)) in by])
+        points = np.array([cell(by[regime, str(width)][name], scale) for width in known]).T
+        return Series((known * shift, points[0]), (known * shift, points[0], points[1]))
 
     def limit(name: str, scale: float) -> float:
         return cell(by["finite", "limit"][name], scale).value
@@ -198,7 +206,7 @@ def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
         return Series(line=(widths[[0, -1]], np.full(2, limit(name, 100))))
 
     total = {"muP": series("finite", "total", 100)}
-    if config["kernel_seeds"]:
+    if config["kernel_widths"]:
         total["NTK parametrisation"] = series("kernel", "total", 100)
     kinds: dict[str, Series] = {}
     for shift, name in ((0.97, "semantic"), (1.03, "syntactic")):
@@ -247,9 +255,10 @@ def _course_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
 
 
 def _map_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
-    least, widest = str(config["widths"][0]), str(config["widths"][-1])
+    least = str(config["widths"][0])
     grams = {}
-    if config["kernel_seeds"]:
+    if config["kernel_widths"]:
+        widest = str(config["kernel_widths"][-1])
         grams[f"kernel regime, width {widest}"] = runs(arrays, "kernel", widest, "gram")[0]
     grams[f"muP, width {least}"] = runs(arrays, "finite", least, "gram")[0]
     grams["muP, infinite width"] = runs(arrays, "finite", "limit", "gram")[0]

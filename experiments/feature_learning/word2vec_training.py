@@ -177,8 +177,8 @@ def train(
 
     Returns:
       Arrays: "ranks" (E + 1, Q), "loss" (E + 1, B) on blocks of the text held out, "words" (E + 1,) centre words read,
-      "turned" (how far embeddings turned from their start), "gram" of the words of `problem.pairs`, "status", "bytes" of
-      the tables. The kernel limit keeps its embeddings, and reads one chunk alone to show it.
+      "turned" (how far embeddings turned from their start), "gram" of the words of `problem.pairs`, "status", "bytes"
+      of the tables. The kernel limit keeps its embeddings, and reads one chunk alone to show it.
     """
     vocabulary = problem.vocabulary
     key = jax.random.fold_in(jax.random.key(config.seed), seed)

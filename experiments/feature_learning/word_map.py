@@ -51,7 +51,8 @@ def draw_maps(grams: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
             axes.plot(*second.T, "s", color=COLOURS[1], markersize=5)
             for number, (point, label) in enumerate(zip(points, labels, strict=True)):
                 colour = COLOURS[number % 2]
-                axes.annotate(label, point, (4, 4), textcoords="offset points", fontsize=8, color=colour)
+                shift = (4, -10) if number % 2 == 0 else (4, 4)
+                axes.annotate(label, point, shift, textcoords="offset points", fontsize=8, color=colour)
             edge = 1.25 * max(np.abs(points).max(), 1e-6)
             axes.set_xlim(-edge, 1.15 * edge)
             axes.set_ylim(-edge, edge)

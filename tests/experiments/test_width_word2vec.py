@@ -88,7 +88,7 @@ def planted(accuracy, questions=40, seeds=2):
                 f"{name}/turned": np.float32(share),
                 f"{name}/status": np.int32(0),
             }
-    return {"widths": [4, 8], "kernel_seeds": 1, "batch_sizes": [16], "batch_size": 1}, arrays
+    return {"widths": [4, 8], "kernel_widths": [4, 8], "batch_sizes": [16], "batch_size": 1}, arrays
 
 
 RISING = {
@@ -175,8 +175,10 @@ def test_principal_coordinates_are_those_of_the_vectors():
 def test_refused_configurations(tmp_path):
     with pytest.raises(ValueError, match="widths must be positive and ascend"):
         word2vec.run(word2vec.Config(data="language", widths=(8, 4)), tmp_path, print)
-    with pytest.raises(ValueError, match="seeds must be 1 numbers"):
+    with pytest.raises(ValueError, match=r"kernel_widths must be some of \(8,\)"):
         word2vec.run(word2vec.Config(data="language", widths=(8,)), tmp_path, print)
+    with pytest.raises(ValueError, match="seeds must be 1 numbers"):
+        word2vec.run(word2vec.Config(data="language", widths=(8,), kernel_widths=()), tmp_path, print)
     with pytest.raises(ValueError, match="vocabulary must cover the four words of at least one question"):
         word2vec.load(word2vec.Config(data="language", vocabulary=3))
     with pytest.raises(FileNotFoundError, match="load_text8: needs the file text8"):
