@@ -178,7 +178,8 @@ def report(directory: pathlib.Path) -> Summary:
     found = {}
     for name, label in METHODS.items():
         good = arrays[f"{name}/squared_gradient_norm"] < config["success"]
-        found[label] = arrays[f"{name}/loss"][good], arrays[f"{name}/best/index"][good, -1] / size
+        text = label if good.any() else f"{label}: none"
+        found[text] = arrays[f"{name}/loss"][good], arrays[f"{name}/best/index"][good, -1] / size
     known = classes.loss, classes.index / size
     pictures = [
         picture(

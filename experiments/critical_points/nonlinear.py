@@ -165,6 +165,7 @@ PUBLISHED = {
         "passed": Measured(0.62, 0.069),
     },
 }
+PUBLISHED_STEPS = 500
 LABELS = {"critical": "critical", "final": "end with r > 0.9", "passed": "pass r > 0.9"}
 LEVELS = {"autoencoder": 1e-10, "memorisation": 1e-8}
 """|g|^2 of what was published as critical."""
@@ -203,9 +204,10 @@ def summarise(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
             if rtol == config["rtols"][0]:
                 for name, label in LABELS.items():
                     theirs = PUBLISHED[net][name]
-                    is_theirs = config["data"] == "mnist"
+                    # The longer a run, the more points it passes, so a shorter one says nothing of their shares.
+                    is_theirs = config["data"] == "mnist" and config[f"{net}_steps"][0] >= PUBLISHED_STEPS
                     status = agrees(shares[name], theirs) if is_theirs else "undecided"
-                    note = "" if is_theirs else " [MNIST]"
+                    note = "" if is_theirs else f" [MNIST, {PUBLISHED_STEPS} steps]"
                     claims.append(
                         Claim(
                             f"{net}: {label}", format_measured(*shares[name]), format_measured(*theirs) + note, status

@@ -18,6 +18,7 @@ import jax
 import pytest
 
 from experiments.claims import statuses
+from experiments.registry import EXPERIMENTS
 from jflat.report import load_run
 
 
@@ -62,6 +63,8 @@ class Finished(NamedTuple):
         assert summary.page.read_text().count("data:image/png") == len(pictures)
         for claim in summary.claims:
             assert claim["claim"] in summary.table
+        name = self.run.metrics["experiment"]  # by which the command `report` finds the module
+        assert EXPERIMENTS[name] == self.module.__name__
         again = []
         self.module.run(self.module.PRESETS["smoke"], self.directory, lambda done, of, what: again.append(what))
         assert again == ["already finished"]

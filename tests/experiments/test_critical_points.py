@@ -71,6 +71,33 @@ def test_claims_see_what_is_planted():
     assert flat == {"points with r > 0.9 that have F(1e-6) > 0.9, all runs"}
 
 
+def test_published_shares_are_compared_on_their_data_at_their_length_alone():
+    """Forty-two of fifty runs pass r > 0.9 where 89 % were published."""
+    values = np.array([-1.0, *np.ones(8), 2.0]) * 1e-4
+    guard = {"r": 1e-4, "values": values, "origin": np.full(10, 1e-4), "length": 0.0, "squared_gradient_norm": 0.0}
+    runs = {
+        "loss": np.ones(50),
+        "squared_gradient_norm": np.where(np.arange(50) < 7, 1e-12, 1e-4),
+        "last_residual": np.where(np.arange(50) < 14, 0.95, 0.1),
+        "largest_residual": np.where(np.arange(50) < 42, 0.95, 0.1),
+        "best/index": np.ones((50, 3), int),
+        "best/kind": np.zeros(50, int),
+        "last/flatness": np.zeros((50, 3)),
+    }
+    places = [f"{net}/{rtol}/" for net in ("autoencoder", "memorisation") for rtol in ("0.0005", "1e-08")]
+    arrays = {where + name: value for where in places for name, value in runs.items()}
+    arrays |= {f"guard/{name}": value for name, value in (guard | {"loss": np.log(2)}).items()}
+
+    def summarise(data, steps):
+        config = {"data": data, "rtols": (5e-4, 1e-8), "autoencoder_steps": steps, "memorisation_steps": steps}
+        found = statuses(nonlinear.summarise(config, arrays))
+        assert found["its index at the absolute cutoff 1e-3"] == "holds"
+        return {found[f"autoencoder: {label}"] for label in nonlinear.LABELS.values()}
+
+    assert summarise("mnist", (500, 25)) == {"holds"}
+    assert summarise("mnist", (100, 25)) == summarise("digits", (500, 25)) == {"undecided"}
+
+
 def test_shares_have_the_binomial_error():
     rate = measuring.share(np.arange(400) < 100)
     assert rate.value == 0.25
