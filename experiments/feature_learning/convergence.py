@@ -48,7 +48,7 @@ class Config:
     """Networks of each width."""
     deep_widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Of the networks with two hidden layers."""
-    deep_seeds: int = 48
+    deep_seeds: int = 192
     cbow_steps: int = 2000
     """Words of the text."""
     nodes: int = 120
@@ -76,7 +76,7 @@ PRESETS = {
         widths=(64, 256, 1024, 4096, 16384, 65536),
         num_seeds=256,
         deep_widths=(64, 128, 256, 512, 1024, 2048, 4096),
-        deep_seeds=128,
+        deep_seeds=256,
         cbow_steps=6000,
         nodes=160,
         particles=2**17,

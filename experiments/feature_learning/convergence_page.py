@@ -126,7 +126,7 @@ def _figure(config: Mapping[str, Any], laws: Mapping[str, Any]) -> Any:
             scaled[label] = Series((widths, rms / level), (widths, rms / level, error / level))
         errors[label] = Series((widths, rms), (widths, rms, error))
     panels = [
-        Panel("distance of networks from the limit", "rms error", errors, log_y=True),
+        Panel("distance of networks from the limit (legend: its power of n)", "rms error", errors, log_y=True),
         Panel("times the root of the width", r"rms error $\cdot\,\sqrt{n}$ / mean", scaled, levels={"power −1/2": 1.0}),
     ]
     caption = (

@@ -168,7 +168,9 @@ def train_nonlinear(key: jax.Array, n: int, depth: int, x: jax.Array, y: jax.Arr
     return apply(jax.lax.scan(step, weights, length=steps)[0])
 
 
-def _ensemble(key: jax.Array, widths: Sequence[int], seeds: int, depth: int, x: Any, y: Any, lr: float, steps: int):
+def _ensemble(
+    key: jax.Array, widths: Sequence[int], seeds: int, depth: int, x: Any, y: Any, lr: float, steps: int
+) -> np.ndarray:
     """(W, S, P, do)."""
     found = []
     for n in widths:
