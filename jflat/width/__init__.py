@@ -27,17 +27,15 @@
 """
 
 from jflat.width.cbow import (
-    CbowBatch,
     CbowState,
-    cbow_batches,
     cbow_epoch,
     cbow_init,
     cbow_linear,
     cbow_loss,
     cbow_sample,
     cbow_step,
-    noise_table,
 )
+from jflat.width.cbow_examples import CbowBatch, cbow_batches, noise_table
 from jflat.width.classify import Classification, Slopes, classify
 from jflat.width.coordinates import (
     CoordTable,
