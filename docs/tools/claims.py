@@ -2,7 +2,8 @@
 
 A page says `<!-- claims: SOURCE | TEXT -->`, with SOURCE the module of an experiment, a package of them, or
 `benchmarks`, and the optional TEXT a regular expression looked for in the claim. `<!-- claims: preamble -->` is what
-README says before the table. A hook of mkdocs puts the rows there.
+README says before the table; `<!-- commands: PACKAGE -->` is a block that runs all of its experiments. A hook of mkdocs
+puts them there.
 """
 
 import fnmatch
@@ -17,6 +18,8 @@ sys.path.insert(0, str(ROOT))  # the experiments are not installed with the libr
 from experiments.registry import EXPERIMENTS  # noqa: E402
 
 MARK = re.compile(r"^<!-- claims: ([\w.]+)(?: \| (.+?))? -->$", re.MULTILINE)
+
+COMMANDS = re.compile(r"^<!-- commands: ([\w.]+) -->$", re.MULTILINE)
 
 
 class Claims(NamedTuple):
@@ -81,7 +84,11 @@ def fill(markdown: str, claims: Claims) -> str:
         lines = [claims.header, ["---"] * len(claims.header), *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    return MARK.sub(table, markdown)
+    def commands(mark: re.Match[str]) -> str:
+        lines = [f"python -m experiments run {name}" for name, path in EXPERIMENTS.items() if path.startswith(mark[1])]
+        return "\n".join(["```bash", *lines, "```"])
+
+    return COMMANDS.sub(commands, MARK.sub(table, markdown))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -14,7 +14,7 @@ _CODE = re.compile(r"(`[^`]*`|\*\*[^*\n]+\*\*)")
 _SIGN = re.compile(r"[*\[]|(?<!\w)_(?=\w)")
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, colon: str = ":") -> str:
     """A line of prose: what is between backquotes or double stars stays."""
     parts = _CODE.split(text)
     bullet = re.match(r"\s*[*-] ", parts[0])
@@ -22,6 +22,7 @@ def _plain(text: str) -> str:
     head = parts[0][:start]
     parts[0] = parts[0][start:]
     parts[::2] = [_SIGN.sub(r"\\\g<0>", part).replace("<", "&lt;").replace(">", "&gt;") for part in parts[::2]]
+    parts[::2] = [part.replace(":", colon) for part in parts[::2]]
     return head + "".join(parts)
 
 
@@ -31,7 +32,7 @@ def to_markdown(text: str) -> str:
     >>> to_markdown("Twice w * x, <w>.\\n\\n>>> 2 * 2\\n4").splitlines()
     ['Twice w \\\\* x, &lt;w&gt;.', '', '```pycon', '>>> 2 * 2', '4', '```']
     """
-    lines, is_example, indent, margin, was_blank = [], False, "", 0, True
+    lines, is_example, indent, margin, was_blank, returns = [], False, "", 0, True, None
     for line in text.split("\n"):
         body = line.strip()
         if not is_example and body.startswith(">>> "):
@@ -48,7 +49,10 @@ def to_markdown(text: str) -> str:
             depth = len(line) - len(line.lstrip())
             margin = depth if was_blank and depth < margin + 4 else margin
             is_formula = depth >= margin + 4  # a block of code in Markdown
-            lines.append(line if is_formula else _plain(line))
+            returns = returns if returns is not None and depth > returns else None
+            colon = ":" if returns is None else "&#58;"  # what stands before a colon there would be taken for a type
+            lines.append(line if is_formula else _plain(line, colon))
+            returns = depth if body == "Returns:" else returns
         was_blank = not body
     if is_example:
         lines.append(f"{indent}```")
@@ -87,12 +91,14 @@ def rewrite(parent: griffe.Object, known: Set[str]) -> None:
 
 
 def show(module: griffe.Module) -> None:
-    """Put `jflat.replica.mixture`, the function, in the place of the file of that name."""
+    """Put `jflat.replica.mixture`, the function, in the place of its file, and functions before results."""
     for name, member in list(module.members.items()):
         if isinstance(member, griffe.Module):
             show(member)
             if module.imports.get(name) == f"{member.path}.{name}":
                 module.members[name] = griffe.Alias(name, member.members[name], parent=module)
+    if module.exports:
+        module.exports = sorted(module.exports, key=lambda name: module.members[str(name)].is_class)
 
 
 class Docstrings(griffe.Extension):
