@@ -17,7 +17,7 @@ import numpy as np
 
 from jflat.core import LinearOperator, Status, check, succeeded, tree
 from jflat.curvature import LanczosResult, lanczos, ritz
-from jflat.curvature.basis import combine, combine_first, safe_norm
+from jflat.curvature.basis import combine, safe_norm
 
 __all__ = ["NegativeDirections", "negative_directions_lanczos"]
 
@@ -90,7 +90,7 @@ def negative_directions_lanczos(
     status = jnp.where(succeeded(run.status), status, run.status).astype(jnp.int32)
     counts = valid & (pairs.values < -(jnp.asarray(cutoff, norm.dtype) * norm + defect)) & succeeded(status)
     count = jnp.where(succeeded(status), jnp.sum(counts, dtype=jnp.int32), -1)
-    directions = combine_first(jnp.where(counts, pairs.vectors, 0), run.basis, pairs.num_steps)
+    directions = combine(jnp.where(counts, pairs.vectors, 0), run.basis)
     products = run.num_matvecs + 1
     return NegativeDirections(count, pairs.values, pairs.residuals, directions, norm, defect, products, status)
 

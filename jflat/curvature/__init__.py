@@ -14,6 +14,7 @@ Numbers, from any `jflat.core.LinearOperator`:
 - `trace` -> `TraceResult`: the sum of the eigenvalues by Hutchinson, Hutch++ or XTrace, with its error
 - `frobenius_norm` -> `FrobeniusResult`: the root of the sum of squared eigenvalues, with its error
 - `diagonal` -> `DiagonalResult`: the diagonal, with an error for each entry
+- `plan` -> `MemoryPlan`: bytes per device that each of these takes, before it runs
 
 Building blocks:
 
@@ -39,6 +40,7 @@ from jflat.curvature.lanczos import (
     lanczos_step,
     ritz,
 )
+from jflat.curvature.plan import MemoryPlan, plan
 from jflat.curvature.trace import TraceResult, trace
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "FrobeniusResult",
     "LanczosResult",
     "LanczosState",
+    "MemoryPlan",
     "RitzResult",
     "TraceResult",
     "cumulative_density",
@@ -63,6 +66,7 @@ __all__ = [
     "lanczos_init",
     "lanczos_result",
     "lanczos_step",
+    "plan",
     "ritz",
     "smooth_density",
     "spectral_density",

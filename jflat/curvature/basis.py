@@ -5,7 +5,6 @@ sharding of its parameter. Bases grow during an iteration while their arrays hav
 the `count` of rows that exist, and read no others.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jflat.core import tree
 from jflat.core.branch import rarely
 
-__all__ = ["combine", "combine_first", "orthogonalise", "overlaps", "safe_norm"]
+__all__ = ["combine", "orthogonalise", "overlaps", "safe_norm"]
 
 PyTree = Any
 
@@ -26,14 +25,22 @@ def orthogonalise(basis: PyTree, w: PyTree, count: jax.Array | int) -> PyTree:
     """w minus its part in the span of the first `count` (orthonormal) rows of the basis: one pass, block by block.
 
     Blocks of rows that fit the cache are taken in turn, each against what the last one left; blocks beyond `count` are
-    not read, so the cost grows with the part of the basis that exists.
+    not read, so the cost grows with the part of the basis that exists. The last block is moved back to end with the
+    basis, and what it then has twice counts once.
     """
+    length = _length(basis)
+    bytes_per_row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(basis)) // length
+    block = min(length, max(3, min(64, _BLOCK_BYTES // max(bytes_per_row, 1))))
+    count = jnp.asarray(count, jnp.int32)
 
-    def project(rows: PyTree, exists: jax.Array, start: jax.Array, w: PyTree) -> PyTree:
-        del start
+    def project(index: jax.Array, w: PyTree) -> PyTree:
+        start = jnp.minimum(index * block, length - block)
+        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), basis)
+        place = start + jnp.arange(block, dtype=jnp.int32)
+        exists = (place >= index * block) & (place < count)
         return tree.subtract(w, combine(jnp.where(exists, overlaps(rows, w), 0), rows))
 
-    return _over_blocks(project, basis, count, w)
+    return jax.lax.fori_loop(0, (count + block - 1) // block, project, w)
 
 
 def overlaps(rows: PyTree, w: PyTree) -> jax.Array:
@@ -60,39 +67,6 @@ def combine(coefficients: jax.Array, rows: PyTree) -> PyTree:
         return out.astype(x.dtype)
 
     return jax.tree.map(one, rows)
-
-
-def combine_first(coefficients: jax.Array, basis: PyTree, count: jax.Array | int) -> PyTree:
-    """`combine` of the first `count` rows with coefficients (m, n), reading no others."""
-
-    def add(rows: PyTree, exists: jax.Array, start: jax.Array, total: PyTree) -> PyTree:
-        part = jax.lax.dynamic_slice_in_dim(coefficients, start, len(exists))
-        return tree.add(total, combine(jnp.where(exists[:, None], part, 0), rows))
-
-    number = coefficients.shape[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), basis)
-    return _over_blocks(add, basis, count, zeros)
-
-
-def _over_blocks(
-    fn: Callable[[PyTree, jax.Array, jax.Array, PyTree], PyTree], basis: PyTree, count: jax.Array | int, carry: PyTree
-) -> PyTree:
-    """carry = fn(rows, exists, start, carry) for each block of rows below `count`.
-
-    The last block is moved back to end with the basis; `exists` is false for rows seen before, or beyond `count`.
-    """
-    length = _length(basis)
-    bytes_per_row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(basis)) // length
-    block = min(length, max(3, min(64, _BLOCK_BYTES // max(bytes_per_row, 1))))
-    count = jnp.asarray(count, jnp.int32)
-
-    def step(index: jax.Array, carry: PyTree) -> PyTree:
-        start = jnp.minimum(index * block, length - block)
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), basis)
-        place = start + jnp.arange(block, dtype=jnp.int32)
-        return fn(rows, (place >= index * block) & (place < count), start, carry)
-
-    return jax.lax.fori_loop(0, (count + block - 1) // block, step, carry)
 
 
 def _length(rows: PyTree) -> int:

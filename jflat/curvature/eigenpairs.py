@@ -37,7 +37,7 @@ import numpy as np
 from jflat.core import LinearOperator, Status, check, succeeded, tree
 from jflat.core.branch import any_member, rarely
 from jflat.core.loop import choose, part, repeat, run, until
-from jflat.curvature.basis import combine, combine_first, orthogonalise, safe_norm
+from jflat.curvature.basis import combine, orthogonalise, safe_norm
 from jflat.curvature.lanczos import LanczosState, after_product, next_row, start_state
 from jflat.curvature.tridiagonal import padded_eigh
 
@@ -112,8 +112,8 @@ def eigenpairs(
 
     Cost: as many products as convergence needs and one for the residuals, at most m + restarts m/2 + 1 (the ten largest
     of a network with 270 k parameters and ten classes: 31 in all), and two to four times that with `copies`; m^2 P
-    flops for the basis, as many per restart; 1.5 m P numbers of memory. Called outside of `jit` it is compiled once for
-    all operators of one tree structure.
+    flops for the basis, as many per restart; 1.5 m P numbers of memory (2 m P with `copies`). Called outside of `jit` it
+    is compiled once for all operators of one tree structure.
 
     Example: the two largest of three eigenvalues.
 
@@ -316,7 +316,7 @@ def _look(carry: _Carry, *, plan: _Plan) -> _Carry:
 def _start_again(carry: _Carry, values: jax.Array, vectors: jax.Array) -> _Carry:
     """The wanted pairs become the first rows, as if the Krylov space had closed on them."""
     state, total = carry.state, values.shape[0]
-    rows = combine_first(vectors[:, :total], state.basis, state.step)
+    rows = combine(vectors[:, :total], state.basis)
     basis = jax.tree.map(lambda old, new: old.at[:total].set(new), state.basis, rows)
     here, key = jax.random.split(carry.key)
     residual, norm = _random_direction((state.residual, state.residual_norm), here, basis, total)
@@ -343,7 +343,7 @@ def _start_again(carry: _Carry, values: jax.Array, vectors: jax.Array) -> _Carry
 def _restart(carry: _Carry, values: jax.Array, vectors: jax.Array, residuals: jax.Array) -> _Carry:
     """The Ritz pairs become the first rows, coupled to the residual by the arrow."""
     state, kept = carry.state, values.shape[0]
-    rows = combine_first(vectors, state.basis, state.step)
+    rows = combine(vectors, state.basis)
     zeros = jnp.zeros_like(state.diagonal)
     state = state._replace(
         basis=jax.tree.map(lambda old, new: old.at[:kept].set(new), state.basis, rows),
@@ -360,7 +360,7 @@ def _extract(carry: _Carry, *, plan: _Plan) -> tuple[PyTree, PyTree, PyTree]:
     state = carry.state
     values, columns, residuals, _ = _ritz(carry, plan)
     values, columns, residuals = values[: plan.total], columns[:, : plan.total], residuals[: plan.total]
-    vectors = combine_first(columns, state.basis, state.step)
+    vectors = combine(columns, state.basis)
     signs = jax.random.rademacher(jax.random.fold_in(carry.key, carry.num_products), (plan.total,), values.dtype)
     is_closed = (state.residual_norm == 0) | (state.status == Status.INVARIANT_SUBSPACE)
     along = jnp.where(is_closed, 0, jnp.sum(signs * residuals) / jnp.where(is_closed, 1, state.residual_norm))

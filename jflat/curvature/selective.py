@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jflat.core.branch import rarely
-from jflat.curvature.basis import combine_first, orthogonalise, overlaps, safe_norm
+from jflat.curvature.basis import combine, orthogonalise, overlaps, safe_norm
 from jflat.curvature.tridiagonal import padded_eigh
 
 __all__ = ["Selected", "selected_init", "selective_pass"]
@@ -78,7 +78,7 @@ def selective_pass(
 
     Args:
       selected: the store.
-      basis: rows q_0 .. q_j, and more that are not read.
+      basis: rows q_0 .. q_j, and more that count for nothing.
       q: q_j.
       w: A q_j - alpha_j q_j - beta_{j-1} q_{j-1}.
       step: j.
@@ -164,7 +164,7 @@ def _form(
     start = (vectors - inside, selected.coordinates, chosen, jnp.zeros((), jnp.int32))
     _, _, chosen, number = jax.lax.fori_loop(0, _AT_ONCE, choose, start)
 
-    new = combine_first(chosen, basis, jnp.where(number > 0, step + 1, 0))
+    new = combine(chosen, basis)
     place = jnp.arange(_AT_ONCE, dtype=jnp.int32)
     place = jnp.where(place < number, selected.number + place, capacity)  # beyond the store: dropped
     stored = selected._replace(
