@@ -112,8 +112,8 @@ def eigenpairs(
 
     Cost: as many products as convergence needs and one for the residuals, at most m + restarts m/2 + 1 (the ten largest
     of a network with 270 k parameters and ten classes: 31 in all), and two to four times that with `copies`; m^2 P
-    flops for the basis, as many per restart; 1.5 m P numbers of memory (2 m P with `copies`). Called outside of `jit` it
-    is compiled once for all operators of one tree structure.
+    flops for the basis, as many per restart; 1.5 m P numbers of memory (2 m P with `copies`; `jflat.curvature.plan`).
+    Called outside of `jit` it is compiled once for all operators of one tree structure.
 
     Example: the two largest of three eigenvalues.
 
