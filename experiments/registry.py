@@ -52,8 +52,10 @@ EXPERIMENTS = {
     "wide-minima-linear": "experiments.wide_minima.linear",
     "width-convergence": "experiments.feature_learning.convergence",
     "width-coordinates": "experiments.feature_learning.coordinates",
+    "width-learning-rates": "experiments.feature_learning.learning_rates",
     "width-maml": "experiments.feature_learning.maml",
     "width-word2vec": "experiments.feature_learning.word2vec",
+    "width-sharpness": "experiments.feature_learning.sharpness",
 }
 
 

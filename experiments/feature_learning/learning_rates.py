@@ -3,8 +3,9 @@
 Claims (Yang & Hu 2011.14522, Yang & Littwin 2308.01814; the experiment is that of Yang et al. 2203.03466, figure 1):
 
 1. Under muP the best learning rate does not depend on the width n, and wider networks train better at it.
-2. Under SP the largest stable rate, and the best one with it, fall as n: rate 1/n is the only stable choice of SGD
-   (theorem 4.1), and of Adam too (where rates of hidden layers and readout should be 1/n and that of the first 1).
+2. Under SP rates must fall as 1/n: that is the only stable choice of SGD (theorem 4.1), and of Adam too (where hidden
+   layers and readout should have 1/n and the first layer 1). So the smallest rate that learns within the budget, the
+   best and the largest one should all fall as 1/n once the wide layers dominate the network's curvature.
 
     python -m experiments run width-learning-rates                          minutes on one core
     python -m experiments run width-learning-rates --data fashion_mnist     from $JFLAT_DATA/fashion_mnist
@@ -12,7 +13,9 @@ Claims (Yang & Hu 2011.14522, Yang & Littwin 2308.01814; the experiment is that 
 
 The MLP of `python -m experiments run flatness` (ReLU, biases) with n units in both hidden layers learns its few, partly
 mislabelled images for a fixed number of steps, at every rate of a grid, from the same initial values and on the same
-batches. At the base width 64 both parametrisations are one network.
+batches; with SGD also on the squared error of one-hot targets, whose gradient is not bounded as that of the
+cross-entropy: there a rate that is too large diverges, and the largest stable rate is that of the theory. At the base
+width both parametrisations are one network.
 """
 
 import dataclasses
@@ -32,7 +35,7 @@ from experiments.image_splits import Splits
 from experiments.parts import Part, run_parts
 from experiments.registry import Progress, Summary
 from jflat.core import check
-from jflat.losses import accuracy_error, cross_entropy
+from jflat.losses import accuracy_error, cross_entropy, squared_error
 from jflat.models import mlp
 from jflat.width import ABC, abc_optimizer, infer_infshapes, init_transform, mup, sp
 
@@ -45,6 +48,7 @@ CLAIM = (
 
 PARAMETRISATIONS = {"mup": mup, "sp": sp}
 OPTIMISERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {"sgd": optax.sgd, "adam": optax.adam}
+Setup = Literal["sgd", "adam", "sgd_squared"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +67,11 @@ class Config:
     """Units of each of the two hidden layers."""
     base_width: int = 64
     """Where a rate means itself, in both parametrisations."""
-    optimisers: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
+    setups: tuple[Setup, ...] = ("sgd", "sgd_squared", "adam")
+    """Optimiser, and the squared error instead of the cross-entropy."""
     sgd_rates: tuple[int, int] = (-8, 2)
     """Smallest and largest power of 2 of the grid."""
+    sgd_squared_rates: tuple[int, int] = (-11, -1)
     adam_rates: tuple[int, int] = (-13, -3)
     num_steps: int = 50
     batch_size: int = 64
@@ -81,7 +87,7 @@ PRESETS = {
         num_test=100,
         widths=(16, 64),
         base_width=16,
-        optimisers=("sgd",),
+        setups=("sgd",),
         sgd_rates=(-4, 3),
         num_steps=10,
         batch_size=32,
@@ -96,6 +102,7 @@ PRESETS = {
         label_noise=0.0,
         widths=(64, 128, 256, 512, 1024, 2048, 4096, 8192),
         sgd_rates=(-12, 3),
+        sgd_squared_rates=(-16, 0),
         adam_rates=(-18, -4),
         num_steps=2000,
         num_seeds=5,
@@ -104,9 +111,9 @@ PRESETS = {
 }
 
 
-def _rates(config: Config, optimiser: str) -> np.ndarray:
+def _rates(config: Config, setup: str) -> np.ndarray:
     """(R,) the grid."""
-    return np.asarray(2.0 ** learning_rates_page.log_rates(dataclasses.asdict(config), optimiser), np.float32)
+    return np.asarray(2.0 ** learning_rates_page.log_rates(dataclasses.asdict(config), setup), np.float32)
 
 
 def load(config: Config) -> Splits:
@@ -123,8 +130,8 @@ def load(config: Config) -> Splits:
     )
 
 
-def make_training(config: Config, splits: Splits, width: int, optimiser: str, p: ABC) -> Any:
-    """`train(key, batches, rate)` -> losses on the training set before and after, test error, and parameters.
+def make_training(config: Config, splits: Splits, width: int, setup: str, p: ABC) -> Any:
+    """`train(key, batches, rate)` -> loss on the training set and test error afterwards, and parameters.
 
     `batches` (T, B) are places in the training set.
     """
@@ -135,12 +142,15 @@ def make_training(config: Config, splits: Splits, width: int, optimiser: str, p:
     start = init_transform(p, shapes)
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return cross_entropy(model.apply(params, {}, x), y)
+        outputs = model.apply(params, {}, x)
+        if setup.endswith("_squared"):
+            return squared_error(outputs, jax.nn.one_hot(y, splits.num_classes, dtype=outputs.dtype))
+        return cross_entropy(outputs, y)
 
     def train(key: jax.Array, batches: jax.Array, rate: jax.Array, splits: Splits) -> dict[str, Any]:
         images, labels = splits.train
         params = start(model.init(key)[0])
-        tx = abc_optimizer(OPTIMISERS[optimiser](rate), p, shapes)
+        tx = abc_optimizer(OPTIMISERS[setup.removesuffix("_squared")](rate), p, shapes)
 
         def step(carry: Any, places: jax.Array) -> tuple[Any, None]:
             params, state = carry
@@ -148,19 +158,23 @@ def make_training(config: Config, splits: Splits, width: int, optimiser: str, p:
             updates, state = tx.update(gradients, state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        before = loss_fn(params, images, labels)
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
         error = accuracy_error(model.apply(params, {}, splits.test[0]), splits.test[1])
-        return {"before": before, "loss": loss_fn(params, images, labels), "test_error": error, "params": params}
+        return {"loss": loss_fn(params, images, labels), "test_error": error, "params": params}
 
     return train
 
 
-def _measure(config: Config, splits: Splits, optimiser: str, name: str, width: int, tell: Any) -> dict[str, Any]:
-    """Arrays (S, R): losses on the training set before and after, and test errors."""
-    grid = _rates(config, optimiser)
-    tell(0.0, f"{optimiser}, {learning_rates_page.LABELS[name]}, width {width}: {len(grid)} rates")
-    train = make_training(config, splits, width, optimiser, PARAMETRISATIONS[name](optimizer=optimiser))
+def _measure(config: Config, splits: Splits, setup: str, name: str, width: int, tell: Any) -> dict[str, Any]:
+    """Arrays (S, R): losses on the training set and test errors."""
+    grid = _rates(config, setup)
+    tell(
+        0.0,
+        f"{learning_rates_page.SETUPS[setup]}, {learning_rates_page.LABELS[name]}, width {width}: {len(grid)} rates",
+    )
+    train = make_training(
+        config, splits, width, setup, PARAMETRISATIONS[name](optimizer=setup.removesuffix("_squared"))
+    )
     rng = np.random.default_rng((config.seed, width))
     batches = rng.integers(0, config.num_train, (config.num_seeds, config.num_steps, config.batch_size))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), width), config.num_seeds)
@@ -185,22 +199,23 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     check.require(list(config.widths) == sorted(set(config.widths)), where, "widths", "must ascend", config.widths)
     check.require(len(config.widths) >= 2, where, "widths", "must be two or more", config.widths)
     check.require(config.base_width in config.widths, where, "base_width", "must be one of `widths`", config.base_width)
-    for optimiser in config.optimisers:
-        size = len(_rates(config, optimiser))
-        check.require(size >= 3, where, f"{optimiser}_rates", "must span three powers of 2 or more", size)
+    for setup in config.setups:
+        size = len(_rates(config, setup))
+        check.require(size >= 3, where, f"{setup}_rates", "must span three powers of 2 or more", size)
     if (directory / "metrics.json").is_file():
         progress(1.0, 1.0, "already finished")
         return
     splits = load(config)
+    num_classes = splits.num_classes
     parts: dict[str, Part] = {}
     costs = {}
-    for optimiser in config.optimisers:
+    for setup in config.setups:
         for name in PARAMETRISATIONS:
             for width in config.widths:
-                part = f"{optimiser}/{name}/{width}"
-                parts[part] = functools.partial(_measure, config, splits, optimiser, name, width)
+                part = f"{setup}/{name}/{width}"
+                parts[part] = functools.partial(_measure, config, splits, setup, name, width)
                 costs[part] = float(width**2 + 200 * width)
-    summarise = functools.partial(learning_rates_page.summarise, dataclasses.asdict(config))
+    summarise = functools.partial(learning_rates_page.summarise, dataclasses.asdict(config), num_classes)
     run_parts(config, directory, progress, parts, summarise, costs)
 
 
