@@ -53,13 +53,20 @@ def anchors(text):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("page", [page for page in TEXTS if BLOCKS[page]], ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """One after the other, as a reader would type them; what they write goes to a folder of its own."""
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
+    """One after the other, as a reader would type them; what they write goes to a folder of its own.
+
+    Where a page shows what they print, the words are the same (numbers depend on the machine).
+    """
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     with jax.numpy_dtype_promotion("standard"):
         for block in BLOCKS[page]:
             exec(compile(block, str(page), "exec"), names)
+    printed = capsys.readouterr().out
+    for shown in re.findall(r"^```text\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL):
+        for line in shown.splitlines():
+            assert re.split(r"  +", line.strip())[0] in printed
 
 
 def test_there_are_blocks_to_run():
