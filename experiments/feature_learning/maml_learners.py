@@ -100,15 +100,24 @@ def load(config: Any) -> FewShot:
     return FewShot(jnp.asarray(images), split_characters(key, len(images), train=train, validation=validation))
 
 
-@functools.partial(jax.jit, static_argnames=("ways", "shots", "shape", "rotations"))
+@functools.partial(jax.jit, static_argnames=("ways", "shots", "shape", "rotations", "ink"))
 def draw_tasks(
-    keys: jax.Array, images: jax.Array, characters: jax.Array, *, ways: int, shots: int, shape: tuple, rotations: bool
+    keys: jax.Array,
+    images: jax.Array,
+    characters: jax.Array,
+    *,
+    ways: int,
+    shots: int,
+    shape: tuple,
+    rotations: bool,
+    ink: float,
 ) -> Task:
-    """Tasks of the given shape for each of the keys (S,): fields (S, *shape, ...)."""
+    """Tasks of the given shape for each of the keys (S,): fields (S, *shape, ...), pixels from 0 to `ink`."""
     draw = functools.partial(sample_episode, ways=ways, shots=shots, rotations=rotations)
     keys = jax.vmap(lambda key: jax.random.split(key, math.prod(shape)))(keys)
     found = jax.vmap(jax.vmap(lambda key: draw(key, images, characters)))(keys)
-    return Task(*(a.reshape(-1, *shape, *a.shape[2:]) for a in found))
+    tasks = Task(*(a.reshape(-1, *shape, *a.shape[2:]) for a in found))
+    return tasks._replace(support=ink * tasks.support, query=ink * tasks.query)
 
 
 def seed_keys(config: Any, seed: int) -> dict[str, jax.Array]:
@@ -232,10 +241,8 @@ def _run(config: Any, name: Any, states: Any, num_steps: int, num_looks: int, te
     is_small = config.data == "digits"  # too few characters for tests without rotations
 
     def draw(keys: jax.Array, characters: jax.Array, batches: int, rotations: bool = True) -> Task:
-        shape = (batches, size)
-        return draw_tasks(
-            keys, data.images, characters, ways=config.ways, shots=config.shots, shape=shape, rotations=rotations
-        )
+        options: Any = {"ways": config.ways, "shots": config.shots, "ink": config.ink}
+        return draw_tasks(keys, data.images, characters, shape=(batches, size), rotations=rotations, **options)
 
     choosing = draw(keys["validation"], data.split.validation, config.validation_tasks // size)
     testing = draw(keys["test"], data.split.test, config.test_tasks // size, is_small)

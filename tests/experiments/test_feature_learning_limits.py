@@ -159,7 +159,7 @@ def few_shot():
     config = maml.PRESETS["smoke"]
     data = maml_learners.load(config)
     keys = jnp.stack([maml_learners.seed_keys(config, s)["train"] for s in range(2)])
-    options = {"ways": 5, "shots": 1, "shape": (2, 8), "rotations": True}
+    options = {"ways": 5, "shots": 1, "shape": (2, 8), "rotations": True, "ink": 1.0}
     return config, data, maml_learners.draw_tasks(keys, data.images, data.split.train, **options)
 
 
