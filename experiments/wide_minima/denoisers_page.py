@@ -130,7 +130,9 @@ def _sharpness_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
         f"{config['num_seeds']} seeds, each median over the last tenth of the run."
     )
     figure = draw_panels(panels, xlabel=r"step size $\eta$", log_x=False, height=2.6)
-    places = 2 / steps
+    places = (2 / steps).tolist()
+    while places[-1] / 2 > figure.axes[0].get_ylim()[0]:  # networks of few layers may be far below the cap
+        places.append(places[-1] / 2)
     figure.axes[0].set_yticks(places, [f"{place:.3g}" for place in places])
     figure.axes[0].minorticks_off()
     return figure, caption
