@@ -114,6 +114,8 @@ def _row(arrays: Arrays, regime: str, width: str) -> dict[str, Any]:
     loss = runs(arrays, regime, width, "loss")[:, -1]
     is_trained = (regime, width) != ("kernel", "limit")  # which reads one chunk alone
     row["loss"] = with_errors(loss, np.arange(loss.shape[1]))._asdict() if is_trained else None
+    limit = runs(arrays, "finite", "limit", "loss")[:, -1]
+    row["excess"] = difference(loss, limit, np.arange(loss.shape[1]))._asdict() if is_trained else None
     row["turned"] = Measured(*map(float, mean_and_stderr(runs(arrays, regime, width, "turned"))))._asdict()
     return row
 
@@ -223,14 +225,15 @@ def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
         Panel("by kind of question", "analogy accuracy, %", kinds, lowest=0.0),
         Panel(
             "text held out",
-            "loss, nats",
-            {"muP": series("finite", "loss", 1)},
-            levels={"infinite width, muP": limit("loss", 1)},
+            "loss − that of infinite width, nats",
+            {"muP": series("finite", "excess", 1)},
+            levels={"infinite width, muP": 0.0},
         ),
     ]
     caption = (
         f"Accuracy on {metrics['questions']} questions and loss against the width. Bars are standard errors over seeds "
-        "and questions; widths share questions and draws, so that differences are surer (table of claims)."
+        "and questions, of the loss over seeds and blocks of its difference. Widths share questions and draws, so that "
+        "differences of accuracies are surer than their bars (table of claims)."
     )
     figure = draw_panels(panels, xlabel="width n")
     figure.axes[-1].set_xticks(widths, [f"{width:g}" for width in widths])
@@ -240,15 +243,18 @@ def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
 
 def _course_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
     right, loss = {}, {}
+    limit = runs(arrays, "finite", "limit", "loss").mean((0, 2))
     for width in reversed(_names(config)):
         words = runs(arrays, "finite", width, "words")[0] / 1e6
         label = "infinite width" if width == "limit" else f"width {width}"
         ranks = runs(arrays, "finite", width, "ranks")
         right[label] = Series((words, 100 * np.mean(ranks == 1, axis=(0, 2))))
-        loss[label] = Series((words, runs(arrays, "finite", width, "loss").mean((0, 2))))
+        if width != "limit":
+            excess = runs(arrays, "finite", width, "loss").mean((0, 2)) - limit
+            loss[label] = Series((words[1:], excess[1:]))
     panels = [
         Panel("what is known", "analogy accuracy, %", right, lowest=0.0),
-        Panel("text held out", "loss, nats", loss),
+        Panel("text held out", "loss − that of infinite width, nats", loss, levels={"no difference": 0.0}),
     ]
     caption = "After each epoch, mean over seeds, muP. The rate falls linearly to zero over the whole course."
     return draw_panels(panels, xlabel="centre words read, millions", log_x=False), caption
@@ -264,7 +270,8 @@ def _map_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
     grams["muP, infinite width"] = runs(arrays, "finite", "limit", "gram")[0]
     caption = (
         "Principal directions of normalised embeddings of a few pairs, a (circle) to b (square): where features are "
-        "learned, arrows are alike and pairs lie apart; in the kernel regime all words stay at right angles."
+        "learned, arrows are alike and pairs lie apart. In the kernel regime they turn less the wider the network is "
+        "(table), and in its limit stay at right angles."
     )
     return draw_maps(grams, [str(label) for label in arrays["data/labels"]]), caption
 

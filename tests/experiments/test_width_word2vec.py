@@ -107,6 +107,8 @@ def test_claims_see_what_was_planted():
     assert {claim["status"] for claim in metrics["claims"]} == {"holds"}
     assert metrics["rows"][2]["total"]["value"] == pytest.approx(0.9)
     assert metrics["rows"][2]["seeds"] == 2
+    assert metrics["rows"][0]["excess"]["value"] == pytest.approx(0.8, abs=0.01)
+    assert metrics["rows"][2]["excess"]["value"] == 0
     assert metrics["batches"][0]["accuracy"]["value"] == 0
     turned = RISING | {("finite", "4"): 0.9, ("finite", "limit"): 0.1, ("kernel", "limit"): 0.1, ("kernel", "8"): 0.9}
     metrics = word2vec_page.summarise(*planted(turned, questions=400))
