@@ -207,6 +207,7 @@ def test_meta_steps_are_those_of_the_network_of_full_width(few_shot):
 def test_kernel_meta_steps_are_those_of_a_linear_model(few_shot):
     """The linear kernel's function is W x, and its clipped gradient that of W."""
     config, _, tasks = few_shot
+    config = dataclasses.replace(config, kernel_sigma=1.0)
     machine = kernel_machine_init(80, 64, 5)
     machines = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *jnp.shape(a))), machine)
     states, losses = maml_learners.train(config, "linear", machines, tasks)
