@@ -7,27 +7,30 @@ in a program would slow them 10 to 30 times, and different kernels side by side 
 anywhere. A run killed at any moment and started again with the same arguments gives the bits of an uninterrupted one,
 because the state is all that an interval depends on and the same program runs it.
 
-With a mesh the leading axes are sharded: seeds over the mesh axis "seed", replicas over "replica", and the partitioner
-inserts the one all-reduce of the barycentre. A seed's bits depend on how many run beside it (a batched matrix product
-sums in another order), not on the mesh.
+With a mesh (`jflat.core.mesh`) the leading axes are sharded: seeds over the mesh axis "seed", replicas over "replica",
+and the partitioner inserts the one all-reduce of the barycentre. The mesh may span processes: each then makes the same
+call, reads the whole history, writes its shards of a checkpoint, and stops where any of them was interrupted. A seed's
+bits depend on how many run beside it on its device (a batched matrix product sums in another order), not on which
+processes hold the devices; a run may go on from its checkpoint on another mesh, to rounding.
 """
 
 import dataclasses
-import hashlib
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jflat.core import check
 from jflat.core.loop import map_rows
-from jflat.optim.hyperparameters import is_key
+from jflat.core.mesh import place
+from jflat.core.processes import agree, noticing_lost_processes
+from jflat.training.checkpoints import Checkpoints, DeferredInterrupt, fingerprint
 from jflat.training.run import History, Train, TrainResult, TrainState
 
 __all__ = ["train_seeds"]
@@ -51,93 +54,64 @@ def _finish_in_turn(train: Train, state: TrainState, history: History) -> TrainR
     return map_rows(lambda row: finish(train, row), (state, history), loop="host")
 
 
-def _shardings(state: TrainState, train: Train, mesh: jax.sharding.Mesh | None) -> PyTree:
+def _shardings(state: TrainState, train: Train, mesh: Mesh) -> PyTree:
     """Where each leaf of a batched state lives: (seed, [replica], ...) over the mesh axes of these names."""
-    if mesh is None:
-        return None
-    unknown = set(mesh.axis_names) - {"seed", "replica"}
-    check.require(not unknown, "train_seeds", "mesh", "may have the axes 'seed' and 'replica'", mesh.axis_names)
-    has_replicas = train.num_replicas is not None
-    rule = "has an axis 'replica', so the run needs num_replicas"
-    check.require(has_replicas or "replica" not in mesh.axis_names, "train_seeds", "mesh", rule, train.num_replicas)
-    seed = "seed" if "seed" in mesh.axis_names else None
-    replica = "replica" if "replica" in mesh.axis_names else None
-    named = {
-        name: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-        for name, axes in (("seed", (seed,)), ("replica", (seed, replica)))
-    }
+    sizes = dict(mesh.shape)
+    others = {name: size for name, size in sizes.items() if name not in ("seed", "replica") and size > 1}
+    check.require(not others, "train_seeds", "mesh", "may extend along the axes 'seed' and 'replica' only", others)
+    num_seeds, num_replicas = len(state.step), train.num_replicas
+    if sizes.get("replica", 1) > 1:
+        rule = "has an axis 'replica', so the run needs num_replicas"
+        check.require(num_replicas is not None, "train_seeds", "mesh", rule, num_replicas)
+    for name, number in (("seed", num_seeds), ("replica", num_replicas or 1)):
+        size = sizes.get(name, 1)
+        rule = f"must have an axis {name!r} whose size divides their number, {number}"
+        check.require(number % size == 0, "train_seeds", "mesh", rule, size)
+    seed, replica = (name if name in sizes else None for name in ("seed", "replica"))
 
-    def place(path: Any, _: Any) -> jax.sharding.NamedSharding:
-        per_replica = has_replicas and path[0].name in ("params", "model_state", "opt_state")
-        return named["replica" if per_replica else "seed"]
+    def where(path: Any, _: Any) -> NamedSharding:
+        per_replica = num_replicas is not None and path[0].name in ("params", "model_state", "opt_state")
+        return NamedSharding(mesh, PartitionSpec(*((seed, replica) if per_replica else (seed,))))
 
-    return jax.tree_util.tree_map_with_path(place, state)
-
-
-def _fingerprint(train: Train, state: TrainState, history: dict[str, np.ndarray], identity: str) -> str:
-    """What must agree for a checkpoint to be continued: shapes, dtypes, sizes of the run, the data, and `identity`."""
-    leaves = jax.tree.leaves_with_path((state, history))
-    shapes = [f"{jax.tree_util.keystr(path)} {jnp.shape(x)} {jnp.result_type(x)}" for path, x in leaves]
-    values = [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(train.arrays)]
-    arrays = [f"{x.shape} {x.dtype} {hashlib.sha256(x.tobytes()).hexdigest()}" for x in values]
-    keys = np.asarray(jax.random.key_data(state.key)).tobytes().hex()
-    sizes = (train.num_steps, train.num_evals, train.num_replicas, train.batch_size, train.batches_per_update)
-    text = "\n".join([identity, str(sizes), keys, *shapes, *arrays])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return jax.tree_util.tree_map_with_path(where, state)
 
 
-class _Checkpoints:
-    """Orbax checkpoints of (state, history, interval number), refused where they belong to another run."""
+class _Programs(NamedTuple):
+    """What the host calls: a start, an interval of all seeds (compiled, and as it stands), the result."""
 
-    def __init__(self, directory: str | pathlib.Path, fingerprint: str):
-        import orbax.checkpoint as ocp  # only runs that save need it
-
-        self._ocp, self._fingerprint = ocp, fingerprint
-        self.directory = pathlib.Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(max_to_keep=2))
-
-    def restore(self, template: PyTree) -> tuple[PyTree, int] | None:
-        latest = self._manager.latest_step()
-        if latest is None:
-            return None
-        found = self._manager.restore(latest, args=self._ocp.args.Composite(run=self._ocp.args.JsonRestore())).run
-        rule = f"belongs to another run (in {self.directory}); choose another directory, or delete it to start anew"
-        same = found["fingerprint"] == self._fingerprint
-        check.require(same, "train_seeds", "directory", rule, f"fingerprint {found['fingerprint'][:12]}")
-        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, template)
-        args = self._ocp.args.Composite(arrays=self._ocp.args.StandardRestore(abstract))
-        return self._manager.restore(latest, args=args).arrays, latest
-
-    def save(self, done: int, arrays: PyTree) -> None:
-        args = self._ocp.args
-        run = args.JsonSave({"fingerprint": self._fingerprint})
-        self._manager.save(done, args=args.Composite(arrays=args.StandardSave(arrays), run=run))
-
-    def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    init: Callable[[jax.Array], TrainState]
+    advance: Callable[[Train, TrainState], tuple[TrainState, History]]
+    advance_all: Callable[[Train, TrainState], tuple[TrainState, History]]
+    finish: Callable[[Train, TrainState, History], TrainResult]
 
 
-class _DeferredInterrupt:
-    """Inside, the first SIGINT or SIGTERM only sets `pending`, a second one interrupts at once."""
+def _compile(train: Train, keys: jax.Array, mesh: Mesh | None, seeds_at_once: int | None, loop: str) -> _Programs:
+    over_seeds = lambda fn: _over_seeds(fn, seeds_at_once)  # noqa: E731
+    init_shardings = advance_shardings = finish_shardings = None
+    if mesh is not None:
+        init_shardings = _shardings(jax.eval_shape(over_seeds(train.init), keys), train, mesh)
+        repeated, per_seed = NamedSharding(mesh, PartitionSpec()), init_shardings.step
+        advance_shardings = (init_shardings, repeated)  # every process reads the record
+        finish_shardings = TrainResult(per_seed, per_seed, init_shardings, repeated)
+    init = jax.jit(over_seeds(train.init), out_shardings=init_shardings)
 
-    def __init__(self, active: bool):
-        is_main = threading.current_thread() is threading.main_thread()
-        self._signals = (signal.SIGINT, signal.SIGTERM) if active and is_main else ()
-        self.pending = False
+    def advance_all(train: Train, state: TrainState) -> tuple[TrainState, History]:
+        return over_seeds(train.advance)(state)
 
-    def __enter__(self) -> "_DeferredInterrupt":
-        self._previous = [(number, signal.signal(number, self._handle)) for number in self._signals]
-        return self
+    if loop == "host":
+        return _Programs(init, _advance_in_turn, advance_all, _finish_in_turn)
+    advance = jax.jit(advance_all, donate_argnums=1, out_shardings=advance_shardings)
+    finish = jax.jit(lambda train, *done: over_seeds(train.finish)(*done), out_shardings=finish_shardings)
+    return _Programs(init, advance, advance_all, finish)
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous:
-            signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-        self.pending = True
+def _require_same_on_all(identity: str) -> None:
+    """Refuse processes that would not compute the same run."""
+    if jax.process_count() > 1:
+        mine = np.frombuffer(bytes.fromhex(identity), np.uint32)
+        is_same = bool(np.all(np.asarray(multihost_utils.process_allgather(mine)) == mine))
+        rule = "must be the same on every process: data, keys, sizes and identity"
+        check.require(is_same, "train_seeds", "arguments", rule, f"others on process {jax.process_index()}")
 
 
 def train_seeds(
@@ -147,7 +121,7 @@ def train_seeds(
     directory: str | pathlib.Path | None = None,
     identity: str = "",
     checkpoint_seconds: float = 30.0,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
     seeds_at_once: int | None = None,
     loop: str = "auto",
     on_interval: Callable[[int, int], None] | None = None,
@@ -157,11 +131,13 @@ def train_seeds(
     Args:
       train: a run made by `make_train`.
       keys: typed keys (S,), one per seed.
-      directory: where checkpoints go (orbax); None keeps nothing. The folder belongs to this run alone.
+      directory: where checkpoints go (orbax); None keeps nothing. The folder belongs to this run alone; all
+        processes must see it.
       identity: text that must agree between the interrupted and the resumed run, e.g. the configuration: loss and
         optimiser are functions and cannot be compared.
       checkpoint_seconds: the least time between two saves; 0 saves after every interval.
-      mesh: devices with axes "seed" and/or "replica" (axis types Auto); S and R must be divisible by their sizes.
+      mesh: devices with axes "seed" and/or "replica" (`jflat.core.mesh.make_mesh`; other axes of size 1); S and R must
+        be divisible by their sizes. Needed for a `directory` of several processes.
       seeds_at_once: run groups of so many seeds one after another inside the program, instead of all S side by side.
         From the host it is always one.
       loop: "device" (an interval of all seeds is one program), "host" (one compiled step, called from Python for one
@@ -170,13 +146,17 @@ def train_seeds(
       on_interval: called with (intervals done, intervals in all) at the start and after each; for a progress bar.
 
     Returns:
-      A `TrainResult` whose leaves have a leading axis S.
+      A `TrainResult` whose leaves have a leading axis S. Over several processes the history is whole on each, all else
+      in parts: read it by `jflat.core.mesh.gather`.
 
     Raises:
       ValueError: if the directory holds another run (other shapes, data, keys, sizes or identity), if the mesh has
-        other axes, if both a mesh and `seeds_at_once` are given, or if a mesh is to be driven from the host.
+        other axes, if both a mesh and `seeds_at_once` are given, if a mesh is to be driven from the host, or if
+        processes call with different arguments.
+      LostProcessError: if another process died (`jflat.core.processes`).
       KeyboardInterrupt: on SIGINT (Ctrl-C). With a directory also on SIGTERM, and only after the interval under way was
         finished and saved, be it the last (a second signal does not wait; outside the main thread nothing is deferred).
+        A signal to one process stops all of them, at the same interval.
     """
     check.require(keys.ndim == 1 and len(keys) > 0, "train_seeds", "keys", "must be keys of shape (S,)", keys.shape)
     both = mesh is not None and seeds_at_once is not None
@@ -187,57 +167,46 @@ def train_seeds(
     check.require(not is_host_mesh, "train_seeds", "loop", "must not be 'host' where a mesh is given", repr(loop))
     loop = train.choose_loop("train_seeds", "device" if mesh is not None and loop == "auto" else loop, keys)
 
-    over_seeds = lambda fn: _over_seeds(fn, seeds_at_once)  # noqa: E731
-    if mesh is not None:  # the data once on every device, not anew in each interval
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        train = dataclasses.replace(train, arrays=jax.device_put(train.arrays, everywhere))
-    init = jax.jit(over_seeds(train.init))
-    shardings = _shardings(jax.eval_shape(init, keys), train, mesh)
-    if shardings is not None:
-        init = jax.jit(over_seeds(train.init), out_shardings=shardings)
+    alone = jax.process_count() == 1
+    rule = "must be given to write to one directory from several processes"
+    check.require(alone or directory is None or mesh is not None, "train_seeds", "mesh", rule, mesh)
+    advice = "Start all processes again" + ("." if directory is None else "; the run goes on from its last checkpoint.")
 
-    def advance_all(train: Train, state: TrainState) -> tuple[TrainState, History]:
-        return over_seeds(train.advance)(state)
-
-    advance: Callable[..., tuple[TrainState, History]] = _advance_in_turn
-    finish: Callable[..., TrainResult] = _finish_in_turn
-    if loop == "device":
-        out_shardings = None if shardings is None else (shardings, None)
-        advance = jax.jit(advance_all, donate_argnums=1, out_shardings=out_shardings)
-        finish = jax.jit(lambda train, state, history: over_seeds(train.finish)(state, history))
-
-    state = init(keys)
-    _, shapes = jax.eval_shape(advance_all, train, state)
-    history = {
-        name: np.zeros((len(keys), train.num_evals, *x.shape[2:]), x.dtype) for name, x in sorted(shapes.items())
-    }
-    done, checkpoints = 0, None
-    if directory is not None:
-        checkpoints = _Checkpoints(directory, _fingerprint(train, state, history, identity))
-        restored = checkpoints.restore((state, history))
-        if restored is not None:
-            (state, history), done = restored
+    with noticing_lost_processes(advice):
+        arguments = (train, keys)
+        if mesh is not None:  # the data once on every device, not anew in each interval
+            arguments = (dataclasses.replace(train, arrays=place(train.arrays, mesh)), place(keys, mesh))
+        programs = _compile(*arguments, mesh, seeds_at_once, loop)
+        train, state = arguments[0], programs.init(arguments[1])
+        _, shapes = jax.eval_shape(programs.advance_all, train, state)
+        history = {
+            name: np.zeros((len(keys), train.num_evals, *x.shape[2:]), x.dtype) for name, x in sorted(shapes.items())
+        }
+        own = "" if alone and directory is None else fingerprint(train, keys, state, history, identity)
+        _require_same_on_all(own)
+        with Checkpoints(directory, own) as checkpoints, DeferredInterrupt(directory is not None) as interrupt:
+            (state, history), done = checkpoints.restore((state, history))
             history = {name: np.array(x) for name, x in history.items()}
-    saved, last_save = done, time.monotonic()
-    try:
-        if on_interval is not None:
-            on_interval(done, train.num_evals)
-        with _DeferredInterrupt(active=checkpoints is not None) as interrupt:
-            while done < train.num_evals and not interrupt.pending:
-                state, record = advance(train, state)
+            saved, last_save = done, time.monotonic()
+            if on_interval is not None:
+                on_interval(done, train.num_evals)
+            (is_stopped,) = agree(interrupt.pending)
+            while done < train.num_evals and not is_stopped:
+                state, record = programs.advance(train, state)
                 for name, rows in jax.device_get(record).items():
                     history[name][:, done] = rows[:, 0]
                 done += 1
                 if on_interval is not None:
                     on_interval(done, train.num_evals)
-                if checkpoints is not None and time.monotonic() - last_save >= checkpoint_seconds:
+                is_due = time.monotonic() - last_save >= checkpoint_seconds
+                is_stopped, is_due = agree(interrupt.pending, is_due)
+                if is_due:
                     checkpoints.save(done, (state, history))
                     saved, last_save = done, time.monotonic()
-            if checkpoints is not None and saved != done:
+            if saved != done:
                 checkpoints.save(done, (state, history))
-        if interrupt.pending:
+            (is_stopped,) = agree(interrupt.pending)  # also in the last interval
+        if is_stopped:
             raise KeyboardInterrupt
-    finally:
-        if checkpoints is not None:
-            checkpoints.close()
-    return finish(train, state, {name: jnp.asarray(x) for name, x in history.items()})
+        arrays = {name: jnp.asarray(x) for name, x in history.items()}
+        return programs.finish(train, state, arrays if mesh is None else place(arrays, mesh))

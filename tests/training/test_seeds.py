@@ -157,8 +157,12 @@ def test_killed_with_sigkill_and_started_again_equals_uninterrupted_bit_for_bit(
     [
         ({"keys": KEYS[0]}, "keys must be keys of shape \\(S,\\)"),
         ({"seeds_at_once": 0}, "seeds_at_once must be at least 1"),
-        ({"mesh": {"data": 8}}, "mesh may have the axes 'seed' and 'replica'; got \\('data',\\)"),
+        ({"mesh": {"data": 8}}, "mesh may extend along the axes 'seed' and 'replica' only; got {'data': 8}"),
         ({"mesh": {"replica": 8}}, "mesh has an axis 'replica', so the run needs num_replicas; got None"),
+        (
+            {"mesh": {"seed": 8}, "keys": KEYS[:6]},
+            "mesh must have .* 'seed' whose size divides their number, 6; got 8",
+        ),
         ({"mesh": {"seed": 8}, "seeds_at_once": 2}, "seeds_at_once must be None where a mesh is given; got 2"),
     ],
 )
