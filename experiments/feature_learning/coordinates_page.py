@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, judge, measured, page, picture
+from experiments.claims import Claim, cell, failures, judge, measured, page, picture
 from experiments.registry import Summary
 from jflat.core import Status
 from jflat.report import Measured, Panel, Series, Table, draw_panels, format_measured, load_run
@@ -187,7 +187,7 @@ def draw(directory: pathlib.Path, cases: Cases, claim: str) -> Summary:
             cases[row["case"]].label,
             STATISTICS[row["statistic"]],
             row["layer"],
-            Measured(row["slope"]["value"], row["slope"]["stderr"]),
+            cell(row["slope"]),
             row["predicted"],
             row["earlier"],
         ]
@@ -199,8 +199,8 @@ def draw(directory: pathlib.Path, cases: Cases, claim: str) -> Summary:
             cases[row["case"]].label,
             row["regime"],
             "; ".join(row["violations"]) or "none",
-            Measured(row["first"]["value"], row["first"]["stderr"]),
-            Measured(row["last"]["value"], row["last"]["stderr"]),
+            cell(row["first"]),
+            cell(row["last"]),
         ]
         for row in metrics["sizes"]
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import Claim, failures, measured, page, picture
+from experiments.claims import Claim, cell, failures, measured, page, picture
 from experiments.registry import Summary
 from jflat.report import Measured, Panel, Series, Table, draw_panels, load_run
 
@@ -165,7 +165,7 @@ def _powers_figure(config: Mapping[str, Any], arrays: Arrays, keys: tuple[str, .
                 line = np.exp(np.mean((np.log(mean) - power * logs)[fitted]) + power * logs)
             series[label] = Series((widths, line), (widths, mean, error))
         panels.append(Panel("", what, series, log_y=True))
-    return draw_panels(panels, xlabel="width n", height=2.7), caption
+    return draw_panels(panels, xlabel="width n", height=2.7, xticks=widths), caption
 
 
 def draw(directory: pathlib.Path, claim: str) -> Summary:
@@ -194,12 +194,12 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
         [
             LABELS[row["case"]],
             QUANTITIES[row["quantity"]][0],
-            Measured(np.nan if row["power"]["value"] is None else row["power"]["value"], row["power"]["stderr"]),
+            cell(row["power"]),
             row["low"] if row["low"] == row["high"] else f"{row['low']:g} to {row['high']:g}".replace("-", "−"),
         ]
         for row in metrics["powers"]
     ]
-    edges = [[LABELS[row["case"]], row["n"], Measured(*row["edge"].values())] for row in metrics["edges"]]
+    edges = [[LABELS[row["case"]], row["n"], cell(row["edge"])] for row in metrics["edges"]]
     tables = [
         Table(
             ["parametrisation", "quantity", "power of n", "theory"],

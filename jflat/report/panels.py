@@ -46,7 +46,14 @@ class Panel(NamedTuple):
     """Whether the vertical axis is logarithmic."""
 
 
-def draw_panels(panels: Sequence[Panel], *, xlabel: str, log_x: bool = True, height: float = 2.9) -> Figure:
+def draw_panels(
+    panels: Sequence[Panel],
+    *,
+    xlabel: str,
+    log_x: bool = True,
+    height: float = 2.9,
+    xticks: Sequence[float] | None = None,
+) -> Figure:
     """Panels below each other with one horizontal axis and one legend.
 
     Args:
@@ -54,6 +61,7 @@ def draw_panels(panels: Sequence[Panel], *, xlabel: str, log_x: bool = True, hei
       xlabel: with its unit.
       log_x: whether the horizontal axis is logarithmic.
       height: of a panel in inches; the width is 5.6, which suits a phone.
+      xticks: places of the ticks of the horizontal axis, for few values such as widths; None leaves them to matplotlib.
 
     Returns:
       A matplotlib figure, for `figures.save_figure` or a `Picture`.
@@ -93,6 +101,9 @@ def draw_panels(panels: Sequence[Panel], *, xlabel: str, log_x: bool = True, hei
                 box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}  # over the grid and curves
                 axes.annotate(label, textcoords="offset points", bbox=box, **where, **style)
         axes_list[-1].set_xlabel(xlabel)
+        if xticks is not None:
+            axes_list[-1].set_xticks(xticks, [f"{tick:g}" for tick in xticks])
+            axes_list[-1].xaxis.set_ticks([], minor=True)
         figure.legend(
             list(handles.values()),
             list(handles),
