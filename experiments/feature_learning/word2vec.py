@@ -7,7 +7,7 @@ Claims (Yang & Hu 2011.14522, section 7 and Table 3; CBOW with negative sampling
 2. In the kernel limits (GP, NTK) embeddings keep their Gram matrix: accuracy 0.
 
     python -m experiments run width-word2vec                       7 minutes of one core with text8
-    python -m experiments run width-word2vec --data language       3 minutes: the artificial language, no files
+    python -m experiments run width-word2vec --data language       2 minutes: the artificial language, no files
     python -m experiments run width-word2vec --preset smoke        seconds; the tests run it
     python -m experiments run width-word2vec --preset paper        text8 whole, all words, for a GPU of 80 GB
 

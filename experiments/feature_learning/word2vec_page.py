@@ -225,7 +225,7 @@ def _width_figure(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
         Panel("by kind of question", "analogy accuracy, %", kinds, lowest=0.0),
         Panel(
             "text held out",
-            "loss − that of infinite width, nats",
+            "loss − that of the limit, nats",
             {"muP": series("finite", "excess", 1)},
             levels={"infinite width, muP": 0.0},
         ),
@@ -254,7 +254,7 @@ def _course_figure(config: Mapping[str, Any], arrays: Arrays) -> Any:
             loss[label] = Series((words[1:], excess[1:]))
     panels = [
         Panel("what is known", "analogy accuracy, %", right, lowest=0.0),
-        Panel("text held out", "loss − that of infinite width, nats", loss, levels={"no difference": 0.0}),
+        Panel("text held out", "loss − that of the limit, nats", loss, levels={"no difference": 0.0}),
     ]
     caption = "After each epoch, mean over seeds, muP. The rate falls linearly to zero over the whole course."
     return draw_panels(panels, xlabel="centre words read, millions", log_x=False), caption
