@@ -4,7 +4,7 @@ import argparse
 import importlib
 import pathlib
 
-BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "width")
+BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "width", "scaling")
 
 
 def main() -> None:

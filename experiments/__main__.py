@@ -1,4 +1,9 @@
-"""Usage: `python -m experiments list | run NAME [--preset P] [--output DIR] [--FIELD VALUE ...] | report [DIR]`."""
+"""Usage: `python -m experiments list | run NAME [--preset P] [--output DIR] [--FIELD VALUE ...] | report [DIR]`.
+
+With `run NAME ... --distributed` on each of several processes, they share the work and a folder that all of them see.
+SLURM, Kubernetes, Open MPI and TPU pods are recognised; elsewhere also say --coordinator HOST:PORT (where process 0
+listens), --num-processes N and --process-id I, or JFLAT_COORDINATOR, JFLAT_NUM_PROCESSES and JFLAT_PROCESS_ID.
+"""
 
 import argparse
 import difflib
@@ -13,6 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import registry
+from jflat.core.processes import (
+    LostProcessError,
+    agree,
+    end_lost,
+    is_primary,
+    noticing_lost_processes,
+    start_processes,
+)
 from jflat.report import load_run, run_name
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -76,23 +89,50 @@ def run(arguments: Sequence[str], console: Console) -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs"))
+    several = parser.add_argument_group("several processes")
+    several.add_argument("--distributed", action="store_true")
+    several.add_argument("--coordinator", metavar="HOST:PORT")
+    several.add_argument("--num-processes", type=int)
+    several.add_argument("--process-id", type=int)
+    several.add_argument("--heartbeat-seconds", type=int, default=100)
     known, fields = parser.parse_known_args(arguments)
     if known.name is None:
         raise SystemExit(f"experiments: run needs the name of an experiment: {', '.join(registry.EXPERIMENTS)}.")
-    module = registry.load(_known("experiment", known.name, list(registry.EXPERIMENTS)))
+    name = _known("experiment", known.name, list(registry.EXPERIMENTS))
+    if known.distributed:
+        try:
+            start_processes(
+                known.coordinator,
+                known.num_processes,
+                known.process_id,
+                heartbeat_seconds=known.heartbeat_seconds,
+                shutdown_seconds=known.heartbeat_seconds,
+            )
+        except (ValueError, RuntimeError) as error:
+            console.print(f"experiments: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+            return EXIT_BAD_INPUT
+        console.quiet = not is_primary()
+    module = registry.load(name)
+    if known.distributed and not getattr(module, "DISTRIBUTED", False):
+        able = [other for other in registry.EXPERIMENTS if getattr(registry.load(other), "DISTRIBUTED", False)]
+        console.print(f"experiments: {name} runs on one process; --distributed is for {', '.join(able)}.", style="red")
+        return EXIT_BAD_INPUT
     preset = module.PRESETS[_known("preset", known.preset, list(module.PRESETS))]
     config = tyro.cli(
         module.Config,
         default=preset,
         args=fields,
         prog=f"python -m experiments run {known.name}",
-        description=f"{module.CLAIM}\n\nBesides these fields: --preset {' | '.join(module.PRESETS)}, --output DIR.",
+        description=f"{module.CLAIM}\n\nBesides these fields: --preset {' | '.join(module.PRESETS)}, --output DIR; "
+        "on several processes --distributed (python -m experiments --help).",
     )
     directory = known.output / run_name(config, known.name)
     console.print(f"{known.name}: results go to {directory}", highlight=False, soft_wrap=True)
     try:
-        with Bar(console) as bar:
+        with Bar(console) as bar, noticing_lost_processes("Start all again; what is done is kept."):
             module.run(config, directory, bar)
+    except LostProcessError as error:
+        end_lost(error)
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "experiments", "run", *arguments])
         console.print(
@@ -100,11 +140,14 @@ def run(arguments: Sequence[str], console: Console) -> int:
         )
         return EXIT_INTERRUPTED
     except (ValueError, FileNotFoundError, ImportError) as error:
+        console.quiet = False  # whichever process it is
         console.print(f"experiments: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         return EXIT_BAD_INPUT
-    summary = module.report(directory)
-    console.print(summary.table, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"The page: {summary.page}", highlight=False, soft_wrap=True)
+    if is_primary():
+        summary = module.report(directory)
+        console.print(summary.table, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"The page: {summary.page}", highlight=False, soft_wrap=True)
+    agree(False)  # the others wait for the page: processes that share a run end together
     return 0
 
 

@@ -5,7 +5,8 @@ An experiment's module has
 - `Config`: a frozen dataclass with every knob, and `PRESETS`: dict of "smoke", "default" and "paper" to a `Config`;
 - `run(config, directory, progress)`: trains, measures and stores arrays and metrics below `directory`, resuming what is
   there, and tells `progress` how far it is;
-- `report(directory)`: figures and the HTML page, drawn from the stored arrays alone; returns a `Summary`.
+- `report(directory)`: figures and the HTML page, drawn from the stored arrays alone; returns a `Summary`;
+- `DISTRIBUTED = True` if `run` may be called on several processes at once (`experiments.spread`).
 """
 
 import importlib

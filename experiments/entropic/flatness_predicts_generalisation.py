@@ -8,6 +8,7 @@ methods fit the training set and their test errors differ.
     python -m experiments run flatness                           digits, in scikit-learn: 4 to 5 minutes on two cores
     python -m experiments run flatness --data fashion_mnist      about 9 minutes on two cores
     python -m experiments run flatness --preset smoke            seconds; the tests run it
+    python -m experiments run flatness --distributed             on each of several processes: they share the seeds
 
 Every method gets `num_gradients` gradient evaluations per network (`methods`), except the one that is given R times as
 many. Flatness is measured on the training set with its wrong labels, at the parameters that are judged: the anchor of
@@ -15,6 +16,7 @@ Entropy-SGD, the barycentre of replicas.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -25,12 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import image_splits
+from experiments import image_splits, spread
 from experiments.entropic import flatness_page
 from experiments.entropic.methods import METHODS, Hyperparameters, Method, MethodName, make_method
 from experiments.image_splits import Splits
 from experiments.registry import Progress, Summary
 from jflat.core import check
+from jflat.core.mesh import gather
 from jflat.curvature import hessian, spectral_density
 from jflat.data import (
     Batches,
@@ -46,6 +49,7 @@ from jflat.training import Train, make_train, train_seeds
 
 __all__ = [
     "CLAIM",
+    "DISTRIBUTED",
     "PRESETS",
     "Config",
     "load_splits",
@@ -61,6 +65,9 @@ PyTree = Any
 CLAIM = (
     "At equal budget entropic optimisers find flatter minima than SGD, and flatter ones generalise better (2006.07897)."
 )
+
+
+DISTRIBUTED = True  # seeds and replicas are spread over processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +318,7 @@ MEASUREMENT_GRADIENTS = 700.0
 
 def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     """Train and measure every (model, method), part by part; parts that are finished on disk are not done again."""
-    if (directory / "metrics.json").is_file():
+    if spread.found(directory / "metrics.json"):
         progress(1.0, 1.0, "already finished")
         return
     is_measured = config.reference_sigma in config.sigmas
@@ -330,44 +337,54 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     done = 0.0
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.num_seeds)
     key_measure = jax.random.fold_in(jax.random.key(config.seed), 2)
-    results: dict[str, np.ndarray] = {}
-    seconds = 0.0
+
+    def told(before: float, work: float, what: str, share: float, *_: Any) -> None:
+        progress(before + work * share, total, what)
+
+    def card(measure: Any, solutions: PyTree, tell: Any, seed: int) -> dict[str, np.ndarray]:
+        tell(seed / config.num_seeds)
+        params, state = jax.tree.map(lambda x: x[seed], solutions)
+        return dict(jax.device_get(measure(params, state, key_measure)))
+
     for name, model in models.items():
         measure = make_measurement(config, model, splits)
         for method in config.methods:
             part, folder = (name, method), directory / "parts" / f"{name}-{method}"
-            if not (folder / "metrics.json").is_file():
+            if not spread.found(folder / "metrics.json"):
                 start = time.monotonic()
                 before, what = done, f"{name}, {flatness_page.label(config.hyper, method)}"
 
-                def trained(
-                    intervals: int, of: int, part: Any = part, before: float = before, what: str = what
-                ) -> None:
-                    progress(before + train_work[part] * intervals / of, total, f"{what}: training")
-
+                train_told = functools.partial(told, before, train_work[part] / config.num_evals, f"{what}: training")
                 result = train_seeds(
                     make_run(config, model, method, splits),
                     keys,
                     directory=folder / "checkpoints",
                     identity=f"{name} {method} {json.dumps(dataclasses.asdict(config), sort_keys=True)}",
-                    on_interval=trained,
+                    on_interval=train_told,
+                    mesh=spread.mesh_of("flatness", config.num_seeds, _method(config, method).num_replicas),
                 )
-                cards = []
-                for seed in range(config.num_seeds):
-                    share = train_work[part] + measure_work[name] * seed / config.num_seeds
-                    progress(before + share, total, f"{what}: measuring flatness")
-                    params, state = jax.tree.map(lambda x, s=seed: x[s], (result.params, result.model_state))
-                    cards.append(jax.device_get(measure(params, state, key_measure)))
-                arrays = {key: np.stack([card[key] for card in cards]) for key in cards[0]}
+                solutions, failed_step = gather((result.params, result.model_state)), gather(result.failed_step)
+
+                reached = before + train_work[part]
+                tell = functools.partial(told, reached, measure_work[name], f"{what}: measuring flatness")
+                arrays = spread.each(functools.partial(card, measure, solutions, tell), config.num_seeds)
                 arrays |= {f"history.{key}": np.asarray(value) for key, value in result.history.items()}
-                arrays["failed_step"] = np.asarray(result.failed_step)
-                save_run(folder, config, arrays, {}, time.monotonic() - start)
-                shutil.rmtree(folder / "checkpoints")
-            part_run = load_run(folder)
-            results |= {f"{name}/{method}/{key}": value for key, value in part_run.arrays.items()}
-            seconds += part_run.provenance["seconds"]
+                arrays["failed_step"] = failed_step
+                spread.once(save_run, folder, config, arrays, {}, time.monotonic() - start)
+                spread.once(shutil.rmtree, folder / "checkpoints")
             done += train_work[part] + measure_work[name]
             progress(done, total, f"{name}, {flatness_page.label(config.hyper, method)}: done")
+    spread.once(_join, config, directory, parts)
+
+
+def _join(config: Config, directory: pathlib.Path, parts: list[tuple[str, str]]) -> None:
+    """The parts on disk, stored as one run with its summary."""
+    results: dict[str, np.ndarray] = {}
+    seconds = 0.0
+    for name, method in parts:
+        part_run = load_run(directory / "parts" / f"{name}-{method}")
+        results |= {f"{name}/{method}/{key}": value for key, value in part_run.arrays.items()}
+        seconds += part_run.provenance["seconds"]
     metrics = {"experiment": "flatness"} | flatness_page.summarise(dataclasses.asdict(config), results)
     save_run(directory, config, results, metrics, seconds)
     shutil.rmtree(directory / "parts")

@@ -6,6 +6,7 @@
 - `Status`, `explain`, `succeeded`, `raise_if_failed`: outcomes as data
 - `tree`: inner products, norms, random vectors on pytrees
 - `check`: clear errors for bad input
+- `jflat.core.mesh`, `jflat.core.processes`: one mesh for seeds, replicas, samples and parameters; several processes
 """
 
 from jflat.core import check, tree

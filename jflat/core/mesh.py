@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jflat.core import check
@@ -136,12 +137,9 @@ def gather(tree: PyTree) -> PyTree:
     """
 
     def whole(leaf: Any) -> np.ndarray:
-        if _is_key(leaf):
-            leaf = jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            repeated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-            leaf = jax.jit(lambda x: x, out_shardings=repeated)(leaf)
-        return np.asarray(leaf)
+        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        is_here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+        return np.asarray(leaf if is_here else multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(whole, tree)
 

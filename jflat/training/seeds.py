@@ -92,7 +92,8 @@ def _compile(train: Train, keys: jax.Array, mesh: Mesh | None, seeds_at_once: in
         init_shardings = _shardings(jax.eval_shape(over_seeds(train.init), keys), train, mesh)
         repeated, per_seed = NamedSharding(mesh, PartitionSpec()), init_shardings.step
         advance_shardings = (init_shardings, repeated)  # every process reads the record
-        finish_shardings = TrainResult(per_seed, per_seed, init_shardings, repeated)
+        result_shardings: Any = (per_seed, per_seed, init_shardings, repeated)
+        finish_shardings = TrainResult(*result_shardings)
     init = jax.jit(over_seeds(train.init), out_shardings=init_shardings)
 
     def advance_all(train: Train, state: TrainState) -> tuple[TrainState, History]:

@@ -1,0 +1,51 @@
+"""Counting what programs send. Oracles: HLO texts with bytes counted by hand; a product whose least is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.collectives import collectives
+from jflat.core.mesh import make_mesh, place_batch, place_params
+from jflat.curvature import hessian
+
+PROGRAM = """
+ENTRY %main.1 (param: f32[8,4], param.1: bf16[6]) -> f32[8,4] {
+  %param = f32[8,4]{1,0} parameter(0), sharding={devices=[2,1]<=[2]}
+  %param.1 = bf16[6]{0} parameter(1)
+  %all-reduce = (f32[8,4]{1,0}, bf16[6]{0}) all-reduce(%param, %param.1), replica_groups={{0,1}}, to_apply=%add
+  %sum = f32[8,4]{1,0} get-tuple-element(%all-reduce), index=0
+  %all-gather-start = (f32[8,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%sum), replica_groups={{0,1}}, dimensions={0}
+  %all-gather-done = f32[16,4]{1,0} all-gather-done(%all-gather-start)
+  %part = f32[4,4]{1,0} reduce-scatter(f32[8,4]{1,0} %sum), replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  ROOT %done = f32[8,4]{1,0} collective-permute(%sum), source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_bytes_of_operands_by_hand():
+    """A tuple; a started one counts once, by what goes in; shapes written beside operands; a root."""
+    found = [(one.kind, one.bytes) for one in collectives(PROGRAM)]
+    assert found == [("all-reduce", 140), ("all-gather", 128), ("reduce-scatter", 128), ("collective-permute", 128)]
+
+
+def test_without_percent_signs():
+    assert [one.bytes for one in collectives(PROGRAM.replace("%", ""))] == [140, 128, 128, 128]
+
+
+def test_a_program_without_any():
+    assert collectives(jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile().as_text()) == []
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_a_data_parallel_product_of_a_linear_model_sends_the_least(num_devices):
+    """H v = X^T X v / M: one all-reduce of v's size, whatever the number of devices."""
+    mesh = make_mesh(data=num_devices, devices=jax.devices()[:num_devices])
+    x = np.random.default_rng(0).normal(size=(16, 12)).astype(np.float32)
+    operator = hessian(
+        lambda w, x: 0.5 * jnp.mean((x @ w) ** 2), place_params(np.zeros(12, np.float32), mesh), place_batch(x, mesh)
+    )
+    vector = place_params(np.ones(12, np.float32), mesh)
+    program = jax.jit(lambda operator, v: operator.matvec(v)).lower(operator, vector).compile()
+    assert [(one.kind, one.bytes) for one in collectives(program.as_text())] == [("all-reduce", 4 * 12)]
+    np.testing.assert_allclose(program(operator, vector), x.T @ (x @ np.ones(12)) / 16, rtol=1e-4)
