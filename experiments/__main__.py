@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import registry
+from jflat.core import check
 from jflat.core.processes import (
     LostProcessError,
     agree,
@@ -83,6 +84,19 @@ def list_experiments(console: Console) -> None:
         console.print(f"    {module.CLAIM}", highlight=False)
 
 
+def _join_the_others(name: str, options: argparse.Namespace) -> None:
+    """Become one of several processes; before anything else of JAX, and so before the experiment is imported."""
+    able = ", ".join(registry.DISTRIBUTED)
+    check.require(name in registry.DISTRIBUTED, "run", "--distributed", f"is known to {able} alone", name)
+    start_processes(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        heartbeat_seconds=options.heartbeat_seconds,
+        shutdown_seconds=options.heartbeat_seconds,
+    )
+
+
 def run(arguments: Sequence[str], console: Console) -> int:
     """Run one experiment; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments run", add_help=False, allow_abbrev=False)
@@ -101,22 +115,12 @@ def run(arguments: Sequence[str], console: Console) -> int:
     name = _known("experiment", known.name, list(registry.EXPERIMENTS))
     if known.distributed:
         try:
-            start_processes(
-                known.coordinator,
-                known.num_processes,
-                known.process_id,
-                heartbeat_seconds=known.heartbeat_seconds,
-                shutdown_seconds=known.heartbeat_seconds,
-            )
+            _join_the_others(name, known)
         except (ValueError, RuntimeError) as error:
             console.print(f"experiments: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
             return EXIT_BAD_INPUT
         console.quiet = not is_primary()
     module = registry.load(name)
-    if known.distributed and not getattr(module, "DISTRIBUTED", False):
-        able = [other for other in registry.EXPERIMENTS if getattr(registry.load(other), "DISTRIBUTED", False)]
-        console.print(f"experiments: {name} runs on one process; --distributed is for {', '.join(able)}.", style="red")
-        return EXIT_BAD_INPUT
     preset = module.PRESETS[_known("preset", known.preset, list(module.PRESETS))]
     config = tyro.cli(
         module.Config,

@@ -5,8 +5,7 @@ An experiment's module has
 - `Config`: a frozen dataclass with every knob, and `PRESETS`: dict of "smoke", "default" and "paper" to a `Config`;
 - `run(config, directory, progress)`: trains, measures and stores arrays and metrics below `directory`, resuming what is
   there, and tells `progress` how far it is;
-- `report(directory)`: figures and the HTML page, drawn from the stored arrays alone; returns a `Summary`;
-- `DISTRIBUTED = True` if `run` may be called on several processes at once (`experiments.spread`).
+- `report(directory)`: figures and the HTML page, drawn from the stored arrays alone; returns a `Summary`.
 """
 
 import importlib
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["EXPERIMENTS", "Progress", "Summary", "load"]
+__all__ = ["DISTRIBUTED", "EXPERIMENTS", "Progress", "Summary", "load"]
 
 
 class Progress(Protocol):
@@ -58,6 +57,9 @@ EXPERIMENTS = {
     "width-word2vec": "experiments.feature_learning.word2vec",
     "width-sharpness": "experiments.feature_learning.sharpness",
 }
+
+DISTRIBUTED = ("flatness",)
+"""Those whose `run` may be called on several processes at once (`experiments.spread`)."""
 
 
 def load(name: str) -> ModuleType:

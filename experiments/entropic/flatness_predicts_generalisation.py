@@ -49,7 +49,6 @@ from jflat.training import Train, make_train, train_seeds
 
 __all__ = [
     "CLAIM",
-    "DISTRIBUTED",
     "PRESETS",
     "Config",
     "load_splits",
@@ -65,9 +64,6 @@ PyTree = Any
 CLAIM = (
     "At equal budget entropic optimisers find flatter minima than SGD, and flatter ones generalise better (2006.07897)."
 )
-
-
-DISTRIBUTED = True  # seeds and replicas are spread over processes
 
 
 @dataclasses.dataclass(frozen=True)

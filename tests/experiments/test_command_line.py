@@ -73,6 +73,38 @@ def test_interrupted_run_says_how_to_resume(tmp_path, capsys, monkeypatch):
     assert f"python -m experiments run flatness --preset smoke --output '{tmp_path}/my runs'" in out
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """What processes were asked for; this one stays alone."""
+    asked = []
+    monkeypatch.setattr("experiments.__main__.start_processes", lambda *args, **options: asked.append((args, options)))
+    return asked
+
+
+def test_distributed_passes_on_who_is_who(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.load("flatness"), "run", lambda config, directory, progress: None)
+    monkeypatch.setattr(registry.load("flatness"), "report", lambda directory: registry.Summary("", tmp_path, []))
+    who = ["--coordinator", "127.0.0.1:9", "--num-processes", "2", "--process-id", "1", "--heartbeat-seconds", "7"]
+    assert main(["run", "flatness", "--preset", "smoke", "--output", str(tmp_path), "--distributed", *who]) == 0
+    assert started == [(("127.0.0.1:9", 2, 1), {"heartbeat_seconds": 7, "shutdown_seconds": 7})]
+
+
+def test_distributed_is_refused_where_it_is_not_known(started, tmp_path, capsys):
+    arguments = ["run", "landscape-surfaces", "--preset", "smoke", "--output", str(tmp_path), "--distributed"]
+    assert main(arguments) == EXIT_BAD_INPUT
+    assert "run: --distributed is known to flatness alone; got landscape-surfaces." in capsys.readouterr().out
+    assert started == []
+
+
+def test_distributed_that_does_not_know_who_is_who_is_one_clear_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JFLAT_NUM_PROCESSES", "2")
+    monkeypatch.delenv("JFLAT_COORDINATOR", raising=False)
+    assert main(["run", "flatness", "--preset", "smoke", "--output", str(tmp_path), "--distributed"]) == EXIT_BAD_INPUT
+    out = capsys.readouterr().out
+    assert "must be given all three, or none" in out
+    assert "Traceback" not in out
+
+
 def test_report_of_an_empty_folder(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
     assert "no finished run" in capsys.readouterr().out
