@@ -9,42 +9,24 @@ import json
 import numpy as np
 import pytest
 
+from experiments.claims import statuses
 from experiments.feature_learning import word2vec, word2vec_page, word_map
 from experiments.feature_learning.language import language
 from jflat.data import analogy_questions, encode_text
-from jflat.report import load_run
-
-SMOKE = word2vec.PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Folder of the finished smoke run."""
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    shares = []
-    word2vec.run(SMOKE, directory, lambda done, of, what: shares.append(done / of))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    return directory
+def finished(finish):
+    return finish(word2vec)
 
 
 def test_smoke_run_leaves_every_promised_file_and_is_not_done_again(finished):
-    names = ("accuracy", "course", "map")
-    summary = word2vec.report(finished)
-    files = {path.name for path in finished.iterdir()}
-    assert files >= {"config.json", "metrics.json", "arrays.npz", "index.html"}
-    assert files >= {f"{name}.{end}" for name in names for end in ("png", "svg")}
-    assert summary.page.read_text().count("data:image/png") == len(names)
+    summary = finished.check("accuracy", "course", "map")
     assert "The text is artificial" in summary.page.read_text()
-    for claim in summary.claims:
-        assert claim["claim"] in summary.table
-    again = []
-    word2vec.run(SMOKE, finished, lambda done, of, what: again.append(what))
-    assert again == ["already finished"]
 
 
 def test_smoke_run_learns_by_width_and_not_in_the_kernel_regime(finished):
-    run = load_run(finished)
+    run = finished.run
     assert not run.metrics["failures"]
     json.dumps(run.metrics)
     arrays, rows = run.arrays, {(row["regime"], row["width"]): row for row in run.metrics["rows"]}
@@ -104,7 +86,7 @@ RISING = {
 
 def test_claims_see_what_was_planted():
     metrics = word2vec_page.summarise(*planted(RISING, questions=400))
-    assert {claim["status"] for claim in metrics["claims"]} == {"holds"}
+    assert set(statuses(metrics).values()) == {"holds"}
     assert metrics["rows"][2]["total"]["value"] == pytest.approx(0.9)
     assert metrics["rows"][2]["seeds"] == 2
     assert metrics["rows"][0]["excess"]["value"] == pytest.approx(0.8, abs=0.01)
@@ -112,10 +94,9 @@ def test_claims_see_what_was_planted():
     assert metrics["batches"][0]["accuracy"]["value"] == 0
     turned = RISING | {("finite", "4"): 0.9, ("finite", "limit"): 0.1, ("kernel", "limit"): 0.1, ("kernel", "8"): 0.9}
     metrics = word2vec_page.summarise(*planted(turned, questions=400))
-    assert {claim["status"] for claim in metrics["claims"]} == {"does not hold"}
+    assert set(statuses(metrics).values()) == {"does not hold"}
     same = dict.fromkeys(RISING, 0.0)
-    found = word2vec_page.summarise(*planted(same))["claims"]
-    words = {claim["claim"]: claim["status"] for claim in found}
+    words = statuses(word2vec_page.summarise(*planted(same)))
     assert words["accuracy, points: width ∞ − width 8"] == "undecided"  # nobody knows anything
     assert words["kernel limit (GP, NTK): questions answered"] == "holds"
 
