@@ -24,7 +24,7 @@ import os
 import pathlib
 from typing import Any, Literal
 
-from experiments.feature_learning import word2vec_page
+from experiments.feature_learning import word2vec_numbers, word2vec_page
 from experiments.feature_learning.language import language
 from experiments.feature_learning.word2vec_training import Problem, Tell, Training, make_problem, train
 from experiments.parts import Part, run_parts
@@ -141,7 +141,7 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
         check.require_integer(where, name, getattr(config, name), least)
     check.require_number(where, "held_out", config.held_out, 0.0, 1.0, exclusive=True)
     problem = load(config)
-    parts: dict[str, Part] = {"data": lambda tell: word2vec_page.facts(problem)}
+    parts: dict[str, Part] = {"data": lambda tell: word2vec_numbers.facts(problem)}
     costs = {"data": 0.1}
 
     def add(name: str, width: int | None, cost: float, seed: int, batch_size: int, is_kernel: bool) -> None:
@@ -162,7 +162,7 @@ def run(config: Config, directory: pathlib.Path, progress: Progress) -> None:
     add("kernel/limit/0", None, 0.1 * rows, 0, config.batch_size, True)
     for batch_size in config.batch_sizes:
         add(f"batch/{batch_size}/0", config.widths[0], config.widths[0] + 100.0, 0, batch_size, False)
-    summarise = functools.partial(word2vec_page.summarise, dataclasses.asdict(config))
+    summarise = functools.partial(word2vec_numbers.summarise, dataclasses.asdict(config))
     run_parts(config, directory, progress, parts, summarise, costs)
 
 

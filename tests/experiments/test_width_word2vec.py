@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.claims import statuses
-from experiments.feature_learning import word2vec, word2vec_page, word_map
+from experiments.feature_learning import word2vec, word2vec_numbers, word_map
 from experiments.feature_learning.language import language
 from jflat.data import analogy_questions, encode_text
 
@@ -85,7 +85,7 @@ RISING = {
 
 
 def test_claims_see_what_was_planted():
-    metrics = word2vec_page.summarise(*planted(RISING, questions=400))
+    metrics = word2vec_numbers.summarise(*planted(RISING, questions=400))
     assert set(statuses(metrics).values()) == {"holds"}
     assert metrics["rows"][2]["total"]["value"] == pytest.approx(0.9)
     assert metrics["rows"][2]["seeds"] == 2
@@ -93,10 +93,10 @@ def test_claims_see_what_was_planted():
     assert metrics["rows"][2]["excess"]["value"] == 0
     assert metrics["batches"][0]["accuracy"]["value"] == 0
     turned = RISING | {("finite", "4"): 0.9, ("finite", "limit"): 0.1, ("kernel", "limit"): 0.1, ("kernel", "8"): 0.9}
-    metrics = word2vec_page.summarise(*planted(turned, questions=400))
+    metrics = word2vec_numbers.summarise(*planted(turned, questions=400))
     assert set(statuses(metrics).values()) == {"does not hold"}
     same = dict.fromkeys(RISING, 0.0)
-    words = statuses(word2vec_page.summarise(*planted(same)))
+    words = statuses(word2vec_numbers.summarise(*planted(same)))
     assert words["accuracy, points: width ∞ − width 8"] == "undecided"  # nobody knows anything
     assert words["kernel limit (GP, NTK): questions answered"] == "holds"
 
@@ -108,14 +108,14 @@ def test_errors_cover_seeds_and_clusters():
     for _ in range(300):
         shared = rng.normal(size=30)[np.repeat(np.arange(30), 5)]  # five questions of a pair are alike
         values = shared + 0.3 * rng.normal(size=(3, 150)) + 0.1 * rng.normal(size=(3, 1))
-        found = word2vec_page.with_errors(values, np.repeat(np.arange(30), 5))
+        found = word2vec_numbers.with_errors(values, np.repeat(np.arange(30), 5))
         inside += abs(found.value) < 2 * found.stderr
     assert 0.9 < inside / 300 <= 0.99
-    paired = word2vec_page.difference(values[:1] + 1, values[:1], np.repeat(np.arange(30), 5))
+    paired = word2vec_numbers.difference(values[:1] + 1, values[:1], np.repeat(np.arange(30), 5))
     assert paired.value == pytest.approx(1)
     assert paired.stderr == pytest.approx(1 / 150)  # the least error: one question
     seeds = values.mean(1).std(ddof=1) / 3**0.5
-    several = word2vec_page.difference(values + 1, values, np.repeat(np.arange(30), 5))
+    several = word2vec_numbers.difference(values + 1, values, np.repeat(np.arange(30), 5))
     assert several.stderr == pytest.approx(np.hypot(1 / 150, 2**0.5 * seeds))
 
 
