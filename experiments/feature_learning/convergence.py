@@ -10,7 +10,7 @@ its own:
     one hidden layer, tanh              Gauss-Hermite quadrature     outputs
     two hidden layers, tanh             Tensor-Program particles     outputs; without the correction for W^T it is wrong
 
-    python -m experiments run width-convergence                      3 minutes of one core
+    python -m experiments run width-convergence                      under 8 minutes of one core
     python -m experiments run width-convergence --preset smoke       seconds; the tests run it
 
 Everything is float64.

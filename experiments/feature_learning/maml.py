@@ -7,7 +7,7 @@ one-hidden-layer linear network in muP, up to its infinite-width limit, which is
     width    2 55.34    8 64.54    32 66.21    128 66.31    512 66.43    2048 66.36    8192 66.41    infinity 66.42
     kernels    relu GP 47.60    relu NTK 47.82    linear 41.68
 
-    JFLAT_DATA=... python -m experiments run width-maml          10 minutes of one core
+    JFLAT_DATA=... python -m experiments run width-maml          6 minutes of one core
     python -m experiments run width-maml --preset smoke          seconds, on digits; the tests run it
 
 First-order MAML is unstable where the inner step overshoots: an offset f_c of one class, on all images alike, becomes
