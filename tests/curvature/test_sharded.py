@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.collectives import collectives
+from jflat.core.mesh import make_mesh, place, place_batch, place_params
 from jflat.curvature import (
     diagonal,
     eigenpairs,
@@ -50,14 +52,13 @@ def problem():
 
 def placed(shape, params, data):
     """Hidden units over "model", samples over "data"."""
-    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    mesh = make_mesh(data=shape[0], model=shape[1])
     params = {
-        "in": place(params["in"], None, "model"),
-        "bias": place(params["bias"], "model"),
-        "out": place(params["out"], "model", None),
+        "in": place(params["in"], mesh, None, "model"),
+        "bias": place(params["bias"], mesh, "model"),
+        "out": place(params["out"], mesh, "model", None),
     }
-    return params, place(data, "data")
+    return params, place_batch(data, mesh)
 
 
 def numbers(result):
@@ -84,13 +85,6 @@ def _ones(x):
     return jnp.ones(x.shape, x.dtype)
 
 
-def collectives(program):
-    """(kind, shapes) of each collective in a compiled program's text."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program)
-    return [(kind, shapes) for shapes, kind in found]
-
-
 def whole_leaves(program):
     """Shapes with a whole leaf of the parameters in them, or rows of such: something was gathered or replicated."""
     shapes = set(re.findall(r"[fsu]\d+\[([\d,]+)\]", program))
@@ -99,7 +93,7 @@ def whole_leaves(program):
 
 
 def assert_nothing_is_gathered(program):
-    assert {kind for kind, _ in collectives(program)} == {"all-reduce"}
+    assert {one.kind for one in collectives(program)} == {"all-reduce"}
     assert whole_leaves(program) == set()
 
 
@@ -116,6 +110,19 @@ def test_eight_devices_give_the_numbers_of_one_and_gather_nothing(name, key):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got[field], want[field])
 
 
+@pytest.mark.parametrize("name", ["lanczos", "eigenpairs", "density"])
+def test_data_parallel_alone(name, key):
+    """Parameters and basis whole on each of eight devices: one all-reduce a product, and the numbers of one device."""
+    params, data = problem()
+    mesh = make_mesh(data=8)
+    run = jax.jit(lambda p, b: ALGORITHMS[name](hessian(loss_fn, p, b), key))
+    compiled = run.lower(*(sharded := (place_params(params, mesh), place_batch(data, mesh)))).compile()
+    assert {one.kind for one in collectives(compiled.as_text())} == {"all-reduce"}
+    got, want = numbers(compiled(*sharded)), numbers(run(params, data))
+    for field in want:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got[field], want[field])
+
+
 @pytest.mark.parametrize("name", ["lanczos", "hutchinson"])
 def test_operators_built_before_the_program_gather_nothing(name, key):
     """Here only the residuals of the linearisation say how the parameters are sharded."""
@@ -126,7 +133,7 @@ def test_operators_built_before_the_program_gather_nothing(name, key):
 def test_the_look_at_the_program_sees_a_gather():
     params, _ = placed((1, 8), *problem())
     program = jax.jit(lambda p: jnp.sort(p["out"].ravel())).lower(params).compile().as_text()
-    assert {kind for kind, _ in collectives(program)} & {"all-gather", "all-reduce", "all-to-all"}
+    assert {one.kind for one in collectives(program)} & {"all-gather", "all-reduce", "all-to-all"}
     assert whole_leaves(program)
 
 

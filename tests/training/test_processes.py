@@ -22,14 +22,15 @@ PATIENCE = 300.0
 """Seconds for anything that takes a few on an idle machine."""
 
 JOB = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 import jax
 from jflat.core.mesh import gather, make_mesh, place, place_batch, place_params
 from jflat.core.processes import LostProcessError, end_lost, is_primary, start_processes
 
 directory, output, pace = sys.argv[1:4]
 if len(sys.argv) > 4:
-    start_processes(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), heartbeat_seconds=60)
+    coordinator, number, own = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+    start_processes(coordinator, number, own, heartbeat_seconds=int(os.environ["HEARTBEAT"]))
 
 import jax.numpy as jnp, numpy as np, optax
 from jflat.curvature import eigenpairs, hessian, lanczos, spectral_density
@@ -90,10 +91,10 @@ def start(tmp_path, pytestconfig):
     (tmp_path / "job.py").write_text(JOB)
     started = []
 
-    def run(directory, output, pace="fast", processes=2):
+    def run(directory, output, pace="fast", processes=2, heartbeat=60):
         devices = 4 // processes
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        environment = os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HEARTBEAT": str(heartbeat)}
         with contextlib.closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -135,6 +136,15 @@ def errors_of(tmp_path, output, i):
     return (tmp_path / f"{output}.{i}.err").read_text()
 
 
+def assert_same(whole, other):
+    """Training bit for bit (its sums have two terms each), curvature to rounding."""
+    with np.load(whole) as one, np.load(other) as two:
+        for name in ("loss", "w", "v"):
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+        for name in ("alphas", "basis", "values", "nodes"):
+            np.testing.assert_allclose(one[name], two[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_others_and_both_go_on_from_the_checkpoint_bit_for_bit(tmp_path, start, victim):
     processes = start(tmp_path / "run", "never", "slow")
@@ -159,11 +169,7 @@ def test_a_killed_process_ends_the_others_and_both_go_on_from_the_checkpoint_bit
     first, other = (intervals(text)[0] for _, text in resumed)
     assert 1 <= first <= 8, "it must go on from a checkpoint, not from the start"
     assert first == other
-    with np.load(tmp_path / "whole.npz") as one, np.load(tmp_path / "resumed.npz") as two:
-        for name in ("loss", "w", "v"):
-            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-        for name in ("alphas", "basis", "values", "nodes"):
-            np.testing.assert_allclose(one[name], two[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    assert_same(tmp_path / "whole.npz", tmp_path / "resumed.npz")
 
 
 def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_interval(tmp_path, start):
@@ -177,3 +183,24 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_interval(tmp_path
         assert (intervals(text) or [3])[-1] == saved  # of the one that was signalled, what came after is left
         assert text.split()[-1] == "saved"
     assert 3 <= saved < 20
+
+
+@pytest.mark.slow
+def test_a_process_that_falls_silent_ends_the_others_within_the_heartbeat(tmp_path, start):
+    """As if its machine had vanished: the connections stay open, and nothing comes."""
+    processes = start(tmp_path / "run", "never", "slow", heartbeat=10)
+    wait_for(processes[1], "interval 3")
+    processes[1].send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    processes[0].communicate(timeout=PATIENCE)
+    assert time.monotonic() - stopped_at < 60
+    assert processes[0].returncode == -signal.SIGABRT
+    assert "another task died" in errors_of(tmp_path, "never", 0)
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_numbers_of_one(tmp_path, start):
+    assert [code for code, _ in ended(start("none", "whole.npz", processes=1))] == [0]
+    four = ended(start(tmp_path / "run", "four.npz", processes=4))
+    assert [code for code, _ in four] == [0] * 4, errors_of(tmp_path, "four.npz", 0)
+    assert_same(tmp_path / "whole.npz", tmp_path / "four.npz")

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from jflat.core.mesh import gather, make_mesh
 from jflat.training import make_train, train_seeds
 
 DATA = (jax.random.normal(jax.random.key(1), (24, 4)), jax.random.normal(jax.random.key(2), (24,)))
@@ -64,6 +65,24 @@ def test_mesh_equals_one_device_and_stays_sharded(axes):
     spec = jax.sharding.PartitionSpec(*(name if name in axes else None for name in ("seed", "replica")))
     wanted = jax.sharding.NamedSharding(mesh, spec)
     assert sharded.state.params.sharding.is_equivalent_to(wanted, 3)
+
+
+def test_the_mesh_of_four_axes_and_a_checkpoint_that_goes_on_elsewhere(tmp_path):
+    """Interrupted on eight devices, ended on one."""
+    train, mesh = make(num_replicas=4), make_mesh(seed=2, replica=-1)
+
+    def interrupt(done, total):
+        if done == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(train, KEYS, mesh=mesh, directory=tmp_path, on_interval=interrupt)
+    ended, whole = train_seeds(train, KEYS, directory=tmp_path), train_seeds(train, KEYS, mesh=mesh)
+    assert len(ended.state.params.sharding.device_set) == 1
+    assert len(whole.state.params.sharding.device_set) == len(whole.params.sharding.device_set) == 8
+    assert whole.history["train_loss"].is_fully_replicated
+    chex.assert_trees_all_close(gather(whole.state.params), gather(ended.state.params), rtol=1e-5)
+    chex.assert_trees_all_close(gather(whole.history), gather(ended.history), rtol=1e-5)
 
 
 @pytest.mark.parametrize("last", [2, 6])
