@@ -1,10 +1,10 @@
 """One mesh for everything: the axes `seed`, `replica`, `data` and `model`, over all devices of all processes.
 
-    axis       what lies along it                              who uses it           what it costs
-    seed       independent runs                              train_seeds          nothing
-    replica    coupled replicas of one run                   train_seeds          an all-reduce of P numbers a step
-    data       samples of a batch                            hessian and others   an all-reduce of P / model a product
-    model      parameters, and all vectors of a Krylov basis hessian and others   the layers' own, and inner products
+    axis      what lies along it                               who uses it          what it costs
+    seed      independent runs                                 train_seeds          nothing
+    replica   coupled replicas of one run                      train_seeds          an all-reduce of P numbers a step
+    data      samples of a batch                               hessian and others   one of P / model numbers a product
+    model     parameters, and all vectors of a Krylov basis    hessian and others   what layers need, inner products
 
 The axis types are Auto: programs are written for one device, arrays say where they live, and the partitioner writes the
 communication. So a function needs no mesh, only its arguments do (`place`, `place_params`, `place_batch`), and runs
@@ -117,8 +117,7 @@ def place_batch(batch: PyTree, mesh: Mesh, *, is_part: bool = False) -> PyTree:
     Args:
       batch: arrays (M, ...) that every process holds whole; or, with `is_part`, (M / processes, ...), the samples that
         this process has read: they then make one array of M, in the order of the processes.
-      mesh: of `make_mesh`; with `is_part` its axis `data` must have devices of every process (an axis outside of it,
-        such as `seed`, must not).
+      mesh: of `make_mesh`; with `is_part` the processes must lie along `data` alone.
       is_part: whether `batch` is this process's part.
 
     Raises:

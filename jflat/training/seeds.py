@@ -108,11 +108,10 @@ def _compile(train: Train, keys: jax.Array, mesh: Mesh | None, seeds_at_once: in
 
 def _require_same_on_all(identity: str) -> None:
     """Refuse processes that would not compute the same run."""
-    if jax.process_count() > 1:
-        mine = np.frombuffer(bytes.fromhex(identity), np.uint32)
-        is_same = bool(np.all(np.asarray(multihost_utils.process_allgather(mine)) == mine))
-        rule = "must be the same on every process: data, keys, sizes and identity"
-        check.require(is_same, "train_seeds", "arguments", rule, f"others on process {jax.process_index()}")
+    mine = np.frombuffer(bytes.fromhex(identity), np.uint32)
+    is_same = bool(np.all(np.asarray(multihost_utils.process_allgather(mine)) == mine))
+    rule = "must be the same on every process: data, keys, sizes and identity"
+    check.require(is_same, "train_seeds", "arguments", rule, f"others on process {jax.process_index()}")
 
 
 def train_seeds(
@@ -138,7 +137,7 @@ def train_seeds(
         optimiser are functions and cannot be compared.
       checkpoint_seconds: the least time between two saves; 0 saves after every interval.
       mesh: devices with axes "seed" and/or "replica" (`jflat.core.mesh.make_mesh`; other axes of size 1); S and R must
-        be divisible by their sizes. Needed for a `directory` of several processes.
+        be divisible by their sizes. Without one, or with one of its own devices, a process trains by itself.
       seeds_at_once: run groups of so many seeds one after another inside the program, instead of all S side by side.
         From the host it is always one.
       loop: "device" (an interval of all seeds is one program), "host" (one compiled step, called from Python for one
@@ -168,9 +167,10 @@ def train_seeds(
     check.require(not is_host_mesh, "train_seeds", "loop", "must not be 'host' where a mesh is given", repr(loop))
     loop = train.choose_loop("train_seeds", "device" if mesh is not None and loop == "auto" else loop, keys)
 
-    alone = jax.process_count() == 1
-    rule = "must be given to write to one directory from several processes"
-    check.require(alone or directory is None or mesh is not None, "train_seeds", "mesh", rule, mesh)
+    is_shared = mesh is not None and mesh.is_multi_process
+    is_clear = is_shared or directory is None or jax.process_count() == 1
+    check.require(is_clear, "train_seeds", "mesh", "must span all processes where they share a directory", mesh)
+    decide = agree if is_shared else lambda *wishes: wishes
     advice = "Start all processes again" + ("." if directory is None else "; the run goes on from its last checkpoint.")
 
     with noticing_lost_processes(advice):
@@ -183,15 +183,16 @@ def train_seeds(
         history = {
             name: np.zeros((len(keys), train.num_evals, *x.shape[2:]), x.dtype) for name, x in sorted(shapes.items())
         }
-        own = "" if alone and directory is None else fingerprint(train, keys, state, history, identity)
-        _require_same_on_all(own)
+        own = fingerprint(train, keys, state, history, identity) if is_shared or directory is not None else ""
+        if is_shared:
+            _require_same_on_all(own)
         with Checkpoints(directory, own) as checkpoints, DeferredInterrupt(directory is not None) as interrupt:
             (state, history), done = checkpoints.restore((state, history))
             history = {name: np.array(x) for name, x in history.items()}
             saved, last_save = done, time.monotonic()
             if on_interval is not None:
                 on_interval(done, train.num_evals)
-            (is_stopped,) = agree(interrupt.pending)
+            (is_stopped,) = decide(interrupt.pending)
             while done < train.num_evals and not is_stopped:
                 state, record = programs.advance(train, state)
                 for name, rows in jax.device_get(record).items():
@@ -200,14 +201,14 @@ def train_seeds(
                 if on_interval is not None:
                     on_interval(done, train.num_evals)
                 is_due = time.monotonic() - last_save >= checkpoint_seconds
-                is_stopped, is_due = agree(interrupt.pending, is_due)
+                is_stopped, is_due = decide(interrupt.pending, is_due)
                 if is_due:
                     checkpoints.save(done, (state, history))
                     saved, last_save = done, time.monotonic()
             if saved != done:
                 checkpoints.save(done, (state, history))
-            (is_stopped,) = agree(interrupt.pending)  # also in the last interval
-        if is_stopped:
+            (is_stopped,) = decide(interrupt.pending)  # also in the last interval
+        if is_stopped or (interrupt.pending and not is_shared):
             raise KeyboardInterrupt
         arrays = {name: jnp.asarray(x) for name, x in history.items()}
         return programs.finish(train, state, arrays if mesh is None else place(arrays, mesh))
