@@ -21,6 +21,13 @@ norm |d^2 f| = n^{-r}, r of `classify` (for one hidden layer: muP w_2 . (w_1 x) 
 lambda_max moves, progressive sharpening goes on to lambda_max eta = 2 at all widths; in the kernel regime wide networks
 stay where they started.
 
+**As it turned out** (the default, widths 64 to 256): lambda_max after training does not depend on the width in muP, and
+lambda_max eta climbs to 1.8 or 1.9 there, not quite to 2 in 800 steps; under NTP it ends the lower the wider. These
+widths are not asymptotic for three numbers. SP still loses its first layer, whose 64 inputs weigh 64 and whose rate
+falls as 1/n in the canonical form. Without multipliers the readout does not outweigh the rest yet: power 0.5 to 0.6
+instead of 1, but not 0. And |lambda_min| at equal loss is lifted in narrow networks by G, of full rank there, so its
+powers are too high by 0.2 to 0.4, in muP and NTP alike.
+
     python -m experiments run width-sharpness                     minutes on one core
     python -m experiments run width-sharpness --preset smoke      seconds; the tests run it
 

@@ -35,6 +35,11 @@ QUANTITIES: dict[str, tuple[str, tuple[float, float], tuple[float, float]]] = {
     "fold_end": ("λ_max in weights without multipliers, end", (1, 1), (1, 1)),
 }
 TOLERANCE = 0.2
+SYMBOLS = {
+    "λ_max": r"$\lambda_{\max}$",
+    "|λ_min|": r"$|\lambda_{\min}|$",
+    "relative": r"$|\Delta\lambda_{\max}| / \lambda_{\max}$",
+}
 
 
 def at_loss(losses: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:
@@ -115,8 +120,9 @@ def summarise(config: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         found = [_edge(config, arrays, name, width) for width in config["widths"]]
         edges += [{"case": name, "n": n, "edge": e._asdict()} for n, e in zip(config["widths"], found, strict=True)]
         if name == "mup":
-            worst = found[int(np.argmax([abs(e.value - 2) for e in found]))]
-            text = "muP: λ_max η late in training, the width farthest from 2"
+            wide = [e for e, width in zip(found, config["widths"], strict=True) if width >= config["fit_from"]]
+            worst = wide[int(np.argmax([abs(e.value - 2) for e in wide]))]
+            text = f"muP, n ≥ {config['fit_from']}: λ_max η late in training, the width farthest from 2"
             claims.append(Claim.bounded(text, worst, "2 at all widths [± 0.15] (lead)", 1.85, 2.15))
         else:
             text = f"{label}, n = {config['widths'][-1]}: λ_max η late in training"
@@ -164,7 +170,7 @@ def _powers_figure(config: Mapping[str, Any], arrays: Arrays, keys: tuple[str, .
             with np.errstate(invalid="ignore"):
                 line = np.exp(np.mean((np.log(mean) - power * logs)[fitted]) + power * logs)
             series[label] = Series((widths, line), (widths, mean, error))
-        panels.append(Panel("", what, series, log_y=True))
+        panels.append(Panel(what, SYMBOLS[what.split()[0]], series, log_y=True))
     return draw_panels(panels, xlabel="width n", height=2.7, xticks=widths), caption
 
 
