@@ -131,7 +131,7 @@ def summarise(config: Mapping[str, Any], cases: Cases, arrays: Arrays) -> dict[s
         text = (
             f"{case.label}, squared error, rate 1, n = {widest}: log₁₀ largest rms Δh after {config['num_steps']} steps"
         )
-        theirs, bounds = ("bounded [< 1]", (-np.inf, 1.0)) if result.is_stable else ("blows up [> 2]", (2.0, np.inf))
+        theirs, bounds = ("bounded [< 1]", (-np.inf, 1.0)) if result.r >= 0 else ("blows up [> 2]", (2.0, np.inf))
         claims.append(Claim.bounded(text, last, theirs, *bounds))
     unstable = {name for name, case in cases.items() if not classify(case.parametrisation, config["depth"]).is_stable}
     may_overflow = {f"blow_up/{name}/status" for name in unstable}
@@ -160,7 +160,7 @@ def _blow_up_figure(config: Mapping[str, Any], cases: Cases, arrays: Arrays) -> 
         "The largest change of a hidden layer's preactivations in the first steps of descent on a squared error at "
         "rate 1, no matter the parametrisation: means over seeds, two standard errors."
     )
-    return draw_panels([panel], xlabel="step", log_x=False, height=4.2), caption
+    return draw_panels([panel], xlabel="step", log_x=False, height=4.2, xticks=steps), caption
 
 
 def draw(directory: pathlib.Path, cases: Cases, claim: str) -> Summary:

@@ -107,7 +107,7 @@ CASES = {  # parametrisation, learning rate, steps
     "NTP": (ntp(), 0.1, 4),  # at 1.0 the slopes to width 2048 are still -0.45, -0.43, -0.42, +0.05
     "SP, lr 1/n": (sp(1), 1.0, 4),
     "SP, logits / sqrt n": (LOGITS, 1.0, 4),
-    "midpoint": (MIDPOINT, 1.0, 4),
+    "midpoint": (MIDPOINT, 0.1, 4),  # at 1.0 its units saturate: slopes of delta are -0.13 to -0.15
     "muP, lr 1/n": (MUP_SLOW, 1.0, 4),
     "SP, lr n^-1/2": (sp(1 / 2), 1e-5, 1),
     "SP, lr 1": (sp(), 1e-5, 1),
