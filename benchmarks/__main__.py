@@ -1,14 +1,24 @@
-"""Run benchmarks: `python -m benchmarks [NAME ...] [--toy] [--output FILE]`; JSON lines to the screen and the file."""
+"""Run benchmarks: `python -m benchmarks [NAME ...] [--toy] [--output FILE]`; JSON lines to the screen and the file.
+
+`python -m benchmarks compare OLD NEW` compares two such files (`benchmarks.compare`).
+"""
 
 import argparse
 import importlib
 import pathlib
+import sys
+from collections.abc import Sequence
+
+from benchmarks import compare
 
 BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "width", "scaling")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named benchmarks, or all."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compare"]:
+        sys.exit(compare.main(arguments[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--toy", action="store_true", help="a size that runs in seconds, to see that it works")
@@ -19,7 +29,7 @@ def main() -> None:
     peers.add_argument("--repeats", type=int, help="rounds")
     peers.add_argument("--networks", nargs="+", help="mlp, convnet")
     peers.add_argument("--tasks", nargs="+", help="gradient, hvp, lanczos, top, top_known, density, trace")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     own = {name: getattr(options, name) for name in ("peers", "threads", "repeats", "networks", "tasks")}
     for name in options.names or BENCHMARKS:
         if name not in BENCHMARKS:

@@ -89,14 +89,24 @@ def measure_together(
     }
 
 
+def _machine() -> str:
+    """The model of the processor, where Linux says it."""
+    file = pathlib.Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, Any]:
-    """What a stored number needs beside it: versions, device, cores, date."""
+    """What a stored number needs beside it: versions, device, processor, cores, load average, date."""
     device = jax.devices()[0]
     return {
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": f"{device.platform} {device.device_kind}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": _machine(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "date": datetime.date.today().isoformat(),
     }
 

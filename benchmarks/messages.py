@@ -9,7 +9,6 @@ the exact formula in float64, relative to the largest message. `load` is the mac
 it exceeds the cores, wall time is that of the neighbours, above all for the short sweeps of one instance.
 """
 
-import os
 import pathlib
 import time
 from typing import Any
@@ -91,7 +90,6 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                     "cpu_over_floor": round(cpu / copy_cpu, 2),
                     "over_with_patterns": round(wall / copy_wall / 1.5, 2),
                     "error": float(f"{error:.1e}"),
-                    "load": round(os.getloadavg()[0], 1),
                     "compile_s": round(compile_seconds, 2),
                 },
             )

@@ -11,7 +11,6 @@ words, from which an epoch of T words takes T / `words` times `ms`.
 """
 
 import functools
-import os
 import pathlib
 import time
 from typing import Any
@@ -107,7 +106,6 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                     "over_rows": round(wall / medians["copy"][0] * copy_scale, 2),
                     "cpu_over_rows": round(cpu / medians["copy"][1] * copy_scale, 2),
                     "error": float(f"{error:.1e}"),
-                    "load": round(os.getloadavg()[0], 1),
                     "compile_s": round(compile_seconds, 2),
                 },
             )
