@@ -10,9 +10,9 @@ layers; SP with larger rates blows up; and there are points between and beyond.
 
 Networks of three hidden tanh layers without biases meet eight samples of ten inputs for a few steps of gradient
 descent, in float64. **What makes slopes clean** (`jflat.width.coordinates`): the loss -mean(y f), whose derivative does
-not depend on the random initial outputs; a rate of 0.1 for NTP, whose slopes at 1 are not asymptotic at width 2048, and for
-the midpoint, whose units saturate at 1 (slopes of Delta h -0.13 to -0.15 instead of -1/4);
-one step with a rate of 1e-5 for what is unstable, before activations saturate. What "unstable" means is then shown on a
+not depend on the random initial outputs; a rate of 0.1 for NTP, whose slopes at 1 are not asymptotic at width 2048, and
+for the midpoint, whose units saturate at 1 (slopes of Delta h -0.13 to -0.15 instead of -1/4); one step with a rate of
+1e-5 for what is unstable, before activations saturate. What "unstable" means is then shown on a
 squared error at rate 1, where nothing is linear: networks of all parametrisations, inputs of length 1, four steps.
 """
 

@@ -69,7 +69,8 @@ def _rows(config: Mapping[str, Any], cases: Cases, arrays: Arrays) -> list[dict[
             slopes, wanted = fit_slopes(table, stat, fit=_fit(config)), predicted_slopes(table, stat)
             earlier = dict(zip(("delta", "dwx"), EARLIER[name][:2], strict=True)).get(stat, ())
             for number, layer in enumerate(table.layers):
-                if wanted[layer] is None:
+                theory = wanted[layer]
+                if theory is None:
                     continue
                 known = earlier[number] if earlier else EARLIER[name][2] if layer == "f" else None
                 rows.append(
@@ -78,7 +79,7 @@ def _rows(config: Mapping[str, Any], cases: Cases, arrays: Arrays) -> list[dict[
                         "statistic": stat,
                         "layer": layer,
                         "slope": slopes[layer]._asdict(),
-                        "predicted": float(wanted[layer]),
+                        "predicted": float(theory),
                         "earlier": known if config["depth"] == 3 else None,
                     }
                 )
@@ -86,7 +87,7 @@ def _rows(config: Mapping[str, Any], cases: Cases, arrays: Arrays) -> list[dict[
 
 
 def _slope_claims(cases: Cases, rows: list[dict[str, Any]]) -> list[Claim]:
-    """For each parametrisation, the worst of its slopes; that of the first hidden layer where it is the point."""
+    """For each parametrisation whether all its slopes are right, and the worst of them."""
     claims = []
     for name, case in cases.items():
         mine = [row for row in rows if row["case"] == name]

@@ -51,7 +51,7 @@ CLAIM = (
     "as the width grows (2011.14522, 2203.03466)."
 )
 
-PARAMETRISATIONS = {"mup": mup, "sp": sp}
+PARAMETRISATIONS: dict[str, Callable[..., ABC]] = {"mup": mup, "sp": sp}
 OPTIMISERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {"sgd": optax.sgd, "adam": optax.adam}
 Setup = Literal["sgd", "adam", "sgd_squared"]
 

@@ -52,7 +52,7 @@ def draw_panels(
     xlabel: str,
     log_x: bool = True,
     height: float = 2.9,
-    xticks: Sequence[float] | None = None,
+    xticks: ArrayLike | None = None,
 ) -> Figure:
     """Panels below each other with one horizontal axis and one legend.
 
@@ -102,7 +102,8 @@ def draw_panels(
                 axes.annotate(label, textcoords="offset points", bbox=box, **where, **style)
         axes_list[-1].set_xlabel(xlabel)
         if xticks is not None:
-            axes_list[-1].set_xticks(xticks, [f"{tick:g}" for tick in xticks])
+            places = np.asarray(xticks, np.float64)
+            axes_list[-1].set_xticks(places, [f"{tick:g}" for tick in places])
             axes_list[-1].xaxis.set_ticks([], minor=True)
         figure.legend(
             list(handles.values()),

@@ -109,7 +109,8 @@ def powers(
         for axes in grid.flat[len(tables) :]:
             axes.remove()
         for (name, table), axes in zip(tables.items(), grid.flat, strict=False):
-            wrong, places = 0, {}
+            wrong = 0
+            places: dict[float, str] = {}
             for number, stat in enumerate(_LABELS):
                 start = number * (len(table.layers) + 0.6)
                 wanted = predicted_slopes(table, stat, step=step)
