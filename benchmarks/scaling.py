@@ -3,8 +3,8 @@
 **Weak scaling.** Every process trains two replicas of an MLP (269,322 parameters), coupled in every step by an
 all-reduce of the parameters, by `train_seeds` on a mesh over processes on loopback. The floor is one process; ideal is
 its time per step, as long as there is a core for each (a process is tied to one; four on two cores take twice as long
-without any communication: `ideal`). `cpu_ms`, processor time, is what a busy machine cannot spoil; waiting for others
-is not in it.
+without any communication: `ideal`). `cpu_ms` is processor time: waiting for others is not in it. Beside stands the same
+without a coupling, where a step sends ten bytes, the loss and whether all is finite: what it costs to meet at all.
 
 **Strong scaling** of one product with the Hessian of a network with one hidden layer, counted: bytes that a device
 puts into collectives, read from the compiled program, against the least that any algorithm needs,
@@ -42,20 +42,21 @@ LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2
 def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str, Any]]:
     """Rows: for each number of processes the time per step; for each layout of devices the bytes against the least."""
     rows = []
-    one = None
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    for processes in (1, 2) if toy else (1, 2, 4):
-        found = _run("replicas", toy, processes, cores)
-        one = one or found["ms"]
-        row = {
-            "benchmark": "scaling",
-            "what": "replicas over processes",
-            "processes": processes,
-            "replicas": REPLICAS_EACH * processes,
-            "ratio": round(found["ms"] / one, 3),
-            "ideal": max(1.0, processes / len(cores)),
-        }
-        rows.append(record(output, row | found))
+    for what in ("coupled", "uncoupled"):
+        one = None
+        for processes in (1, 2) if toy else (1, 2, 4):
+            found = _run(what, toy, processes, cores)
+            one = one or found["ms"]
+            row = {
+                "benchmark": "scaling",
+                "what": f"{what} replicas over processes",
+                "processes": processes,
+                "replicas": REPLICAS_EACH * processes,
+                "ratio": round(found["ms"] / one, 3),
+                "ideal": max(1.0, processes / len(cores)),
+            }
+            rows.append(record(output, row | found | {"load": round(os.getloadavg()[0], 1)}))
     for found in _run("product", toy, 1, cores)["rows"]:
         rows.append(record(output, {"benchmark": "scaling", "what": "Hessian product over devices"} | found))
     return rows
@@ -72,7 +73,7 @@ def _run(what: str, toy: bool, processes: int, cores: list[int]) -> dict[str, An
         flags = f"--xla_force_host_platform_device_count={devices}"
         own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JFLAT_COORDINATOR": f"127.0.0.1:{port}"}
         own |= {"JFLAT_NUM_PROCESSES": str(processes), "JFLAT_PROCESS_ID": str(i)}
-        core = str(cores[i % len(cores)]) if what == "replicas" else ""
+        core = "" if what == "product" else str(cores[i % len(cores)])
         command = [sys.executable, "-m", "benchmarks.scaling", what, "toy" if toy else "full", core]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | own))
     try:
@@ -86,7 +87,7 @@ def _run(what: str, toy: bool, processes: int, cores: list[int]) -> dict[str, An
     return dict(json.loads(answers[0].strip().splitlines()[-1]))
 
 
-def _replicas(toy: bool) -> dict[str, Any]:
+def _replicas(toy: bool, gamma: float) -> dict[str, Any]:
     """Milliseconds per step of `train_seeds`, over the intervals after the first."""
     import jax
     import optax
@@ -104,7 +105,7 @@ def _replicas(toy: bool) -> dict[str, Any]:
     train = make_train(
         on_model(cross_entropy, lambda params, x: model.apply(params, {}, x)),
         lambda key: model.init(key)[0],
-        optax.chain(couple_replicas(0.1, axis_name="replica"), optax.sgd(0.05, 0.9)),
+        optax.chain(couple_replicas(gamma, axis_name="replica"), optax.sgd(0.05, 0.9)),
         data,
         num_steps=intervals * steps,
         batch_size=64,
@@ -181,8 +182,10 @@ if __name__ == "__main__":
     what, size, core = sys.argv[1:]
     if core:
         os.sched_setaffinity(0, {int(core)})
-    if what == "replicas":
+    if what != "product":
         from jflat.core.processes import start_processes
 
         start_processes()
-    print(json.dumps({"replicas": _replicas, "product": _product}[what](size == "toy")), flush=True)
+    is_toy = size == "toy"
+    answer = _product(is_toy) if what == "product" else _replicas(is_toy, 0.1 if what == "coupled" else 0.0)
+    print(json.dumps(answer), flush=True)

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from benchmarks.collectives import collectives
 from jflat.core.mesh import make_mesh, place_batch, place_params
 from jflat.curvature import hessian
+from jflat.optim import couple_replicas
+from jflat.training import make_train, train_seeds
 
 PROGRAM = """
 ENTRY %main.1 (param: f32[8,4], param.1: bf16[6]) -> f32[8,4] {
@@ -49,3 +52,20 @@ def test_a_data_parallel_product_of_a_linear_model_sends_the_least(num_devices):
     program = jax.jit(lambda operator, v: operator.matvec(v)).lower(operator, vector).compile()
     assert [(one.kind, one.bytes) for one in collectives(program.as_text())] == [("all-reduce", 4 * 12)]
     np.testing.assert_allclose(program(operator, vector), x.T @ (x @ np.ones(12)) / 16, rtol=1e-4)
+
+
+def test_a_step_of_coupled_replicas_sends_the_parameters_once():
+    """One all-reduce for the barycentre in the step, and one for the record of the interval; the rest is scalars."""
+    size = 200
+    loss_fn = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)  # noqa: E731
+    tx = optax.chain(couple_replicas(0.1, axis_name="replica"), optax.sgd(0.1))
+    data = np.random.default_rng(0).normal(size=(8, size)).astype(np.float32)
+    train = make_train(loss_fn, lambda key: jnp.ones(size), tx, data, num_steps=2, batch_size=4, num_replicas=4)
+    mesh = make_mesh(replica=2, devices=jax.devices()[:2])
+    result = train_seeds(train, jax.random.split(jax.random.key(0), 1), mesh=mesh)
+    advance = jax.jit(lambda train, state: jax.vmap(train.advance)(state))
+    found = collectives(advance.lower(train, result.state).compile().as_text())
+    assert {one.kind for one in found} == {"all-reduce"}
+    large = [one.bytes for one in found if one.bytes > 16]
+    assert len(large) == 2
+    assert all(4 * size <= number <= 4 * size + 8 for number in large)
