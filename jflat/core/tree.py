@@ -26,6 +26,7 @@ __all__ = [
     "random_normal",
     "random_rademacher",
     "resolve_mask",
+    "rounding",
     "scale",
     "size",
     "split_by_mask",
@@ -77,6 +78,11 @@ def norm(a: PyTree) -> jax.Array:
     square = squared_norm(a)
     is_zero = square == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+
+def rounding(a: PyTree) -> float:
+    """eps of the coarsest leaf."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(a))
 
 
 def cast_like(value: Any, leaf: jax.Array) -> jax.Array:

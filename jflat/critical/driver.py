@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jflat.core import Status, check, dense, tree
+from jflat.core import Status, check, dense, succeeded, tree
 from jflat.core.branch import any_member
+from jflat.critical.inertia import require_precision
 from jflat.critical.method import Method, Point, Step
 from jflat.curvature import hessian
 from jflat.data import Batches, Stream, mean_over_batches
@@ -45,7 +46,7 @@ class FinderTrace(NamedTuple):
     loss: jax.Array
     squared_gradient_norm: jax.Array
     residual: jax.Array
-    """r, and 0 for methods that solve nothing."""
+    """r, and 0 for methods that solve nothing; NaN where the Hessian is not finite."""
     image: jax.Array
     """r_H."""
     norm: jax.Array
@@ -76,8 +77,10 @@ class FinderResult(NamedTuple):
     num_steps: jax.Array
     """int32: steps taken."""
     status: jax.Array
-    """int32: CONVERGED (best |g|^2 <= tolerance); else MAX_STEPS, STAGNATION (the method could not move) or NON_FINITE
-    (loss or gradient at the next point, or at the start; `last` is the last finite one)."""
+    """int32: CONVERGED (best |g|^2 <= tolerance); else COMPLETED (it is <= `stop_below`, where that is the larger),
+    MAX_STEPS or STAGNATION (the method could not move). Whatever the best point: NON_FINITE (loss or gradient at the
+    next point or at the start, or the Hessian at `last`, which is the last finite point) and ASYMMETRIC (the Hessian at
+    `last` is not symmetric, above sqrt(eps): a custom derivative is wrong, or cancels to rounding)."""
 
 
 class _Run(NamedTuple):
@@ -114,7 +117,7 @@ def find_critical_points(
       tolerance: |g|^2 of a critical point, for the status alone. None is 1e-10 in float64, 1e-6 in float32. It is
         absolute: see `classify` for a relative test.
       stop_below: end the run at this |g|^2. It saves steps at rounding level; above some 1e-20 it saves runs from
-        becoming critical points.
+        becoming critical points, and above `tolerance` such a run is COMPLETED.
       index_cutoffs: for the trace: the index at every step, at each of these cutoffs relative to |H|_2.
       flatness_cutoffs: likewise F(tau). Both are exact, of the dense Hessian: P products and O(P^3) flops in every
         step, for P up to some thousand. For larger ones `classify` the points that are kept.
@@ -123,7 +126,8 @@ def find_critical_points(
       A `FinderResult`.
 
     Raises:
-      ValueError: if the loss is not a scalar, or an argument is out of range; for a `Stream`.
+      ValueError: if the loss is not a scalar, or an argument is out of range; for a `Stream`; for params of half
+        precision or several dtypes where the dense Hessian is asked for.
 
     Float64 is advised: in float32 |g|^2 ends at some 1e-12 |H|^2, which tells no critical point from its neighbours.
 
@@ -153,6 +157,8 @@ def find_critical_points(
         for value in values:
             check.require_number(where, name, value, 0.0, 1.0)
     spectrum = (tuple(index_cutoffs), tuple(flatness_cutoffs))
+    if any(spectrum):
+        require_precision(where, "params (of a run with index_cutoffs or flatness_cutoffs)", params)
 
     def evaluate(params: PyTree) -> tuple[jax.Array, PyTree]:
         return mean_over_batches(lambda b: jax.value_and_grad(loss_fn)(params, b), batch)
@@ -167,13 +173,15 @@ def find_critical_points(
         loss, gradient = evaluate(step.params)
         square = tree.squared_norm(gradient)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(square)
-        moves = step.has_moved & is_finite
+        is_good = succeeded(step.status)
+        moves = step.has_moved & is_finite & is_good
         there = Iterate(step.params, loss, square, jnp.full_like(square, jnp.nan), run.step + 1)
         here = here._replace(residual=step.residual)
-        is_flatter = (step.flag == MinresFlag.LEAST_SQUARES) & ~(step.residual <= run.flattest.residual)
+        is_flatter = is_good & (step.flag == MinresFlag.LEAST_SQUARES) & ~(step.residual <= run.flattest.residual)
         ends = (square <= stop_below) & moves
         outcome = jnp.where(step.has_moved & ~is_finite, Status.NON_FINITE, Status.STAGNATION)
         outcome = jnp.where(moves & ~ends, Status.MAX_STEPS, jnp.where(ends, Status.COMPLETED, outcome))
+        outcome = jnp.where(is_good, outcome, step.status)
         new = _Run(
             last=tree.where(moves, there, here),
             gradient=tree.where(moves, gradient, run.gradient),
@@ -220,10 +228,8 @@ def find_critical_points(
     trace = _empty_trace(num_steps, loss, square, *spectrum)
     run, trace, _ = jax.lax.while_loop(goes_on, body, (run, trace, jnp.int32(0)))
     is_critical = run.best.squared_gradient_norm <= tolerance
-    status = jnp.where(
-        is_critical, Status.CONVERGED, jnp.where(run.outcome == Status.COMPLETED, Status.STAGNATION, run.outcome)
-    )
-    status = jnp.where(run.outcome == Status.NON_FINITE, Status.NON_FINITE, status).astype(jnp.int32)
+    is_void = (run.outcome == Status.NON_FINITE) | (run.outcome == Status.ASYMMETRIC)
+    status = jnp.where(is_critical & ~is_void, Status.CONVERGED, run.outcome).astype(jnp.int32)
     return FinderResult(run.last, run.best, run.flattest, trace, run.step, status)
 
 

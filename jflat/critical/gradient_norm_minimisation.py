@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jflat.core import check, tree
+from jflat.core import Status, check, tree
 from jflat.critical.method import (
     NO_SOLVE,
     Evaluate,
@@ -45,7 +45,8 @@ def gradient_norm_minimisation(
       step_size: a fixed alpha, positive, stable near a critical point below 2 / |H|^2; None searches the line.
       line_search: on |g|^2; with a fixed step it is not used.
 
-    The flag of the trace is -1 and r is 0 (nothing is solved); the norm there is |H g| / |g|. Cost of a step: one
+    The flag of the trace is -1 and r is 0 (nothing is solved); the norm there is |H g| / |g|. One product tells
+    nothing of symmetry: unlike the others, this method does not see that H is not symmetric. Cost of a step: that
     product, and with line search one gradient per trial.
 
     >>> from jflat.critical import find_critical_points
@@ -71,6 +72,9 @@ def gradient_norm_minimisation(
         zero = jnp.zeros_like(square)
         is_zero = point.squared_norm == 0
         norm = jnp.where(is_zero, 0, jnp.sqrt(square / jnp.where(is_zero, 1, point.squared_norm)))
-        return Step(params, has_moved, taken, zero, zero, norm, jnp.int32(1), trials, jnp.int32(NO_SOLVE)), alpha
+        status = jnp.where(jnp.isfinite(square), Status.COMPLETED, Status.NON_FINITE).astype(jnp.int32)
+        return Step(
+            params, has_moved, taken, zero, zero, norm, jnp.int32(1), trials, jnp.int32(NO_SOLVE), status
+        ), alpha
 
     return Method(first_step_size(line_search), step)

@@ -213,8 +213,10 @@ def check_cutoffs(where: str, cutoffs: tuple[float, ...] | jax.Array, argument: 
 
 
 def require_precision(where: str, argument: str, like: Any) -> None:
-    """Refuse trees without numbers, and leaves of half precision: dense linear algebra has none."""
+    """Refuse trees without numbers, of half precision (dense linear algebra has none) or of several dtypes."""
     check.require(tree.size(like) > 0, where, argument, "must have at least one number", tree.size(like))
     for leaf in jax.tree.leaves(like):
         rule = "must be float32 or float64"
         check.require(jnp.finfo(leaf.dtype).bits >= 32, where, argument, rule, leaf.dtype)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(like)}
+    check.require(len(dtypes) == 1, where, argument, "must have one dtype, that of the matrix", sorted(dtypes))

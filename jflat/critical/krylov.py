@@ -109,7 +109,7 @@ def damped_step(
     candidates = functools.partial(factors_fn, model.values)
     direction, least = best_candidate(model, candidates, jnp.asarray(dampings, dtype), merit)
     has_moved = least < merit_fn(point.loss, point.gradient)
-    r, r_h, flag, _ = judged(point.hessian, point, direction, model.norm)
+    r, r_h, flag, _, status = judged(point.hessian, point, direction, model.norm)
     return Step(
         params=tree.where(has_moved, tree.add_scaled(point.params, step_size, direction), point.params),
         has_moved=has_moved,
@@ -120,4 +120,5 @@ def damped_step(
         inner_steps=model.num_steps,
         evaluations=jnp.int32(len(dampings)),
         flag=flag,
+        status=status,
     )

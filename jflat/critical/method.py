@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflat.core import LinearOperator, check, tree
+from jflat.core import LinearOperator, Status, check, tree
 from jflat.solvers import LineSearchResult, MinresFlag, backtracking
 
 __all__ = ["NO_SOLVE", "LineSearch", "Method", "Point", "Step", "lower_gradient_norm", "residuals"]
@@ -57,6 +57,8 @@ class Step(NamedTuple):
     """int32: gradients (or losses) that the choice of the step took."""
     flag: jax.Array
     """int32 `jflat.solvers.MinresFlag`, or `NO_SOLVE`."""
+    status: jax.Array
+    """int32 `Status` of the Hessian there: COMPLETED; ASYMMETRIC or NON_FINITE end the run."""
 
 
 Evaluate = Callable[[PyTree], tuple[jax.Array, PyTree]]
@@ -118,29 +120,42 @@ def lower_gradient_norm(
 def residuals(
     norm: jax.Array, step_norm: jax.Array, gradient_norm: jax.Array, residual_norm: jax.Array, image_norm: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(r, r_H) of (1); zero for 0 / 0."""
+    """(r, r_H) of (1); zero for 0 / 0, NaN where a product is not finite."""
+    return _ratio(residual_norm, norm * step_norm + gradient_norm), _ratio(image_norm, norm * residual_norm)
 
-    def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
-    return ratio(residual_norm, norm * step_norm + gradient_norm), ratio(image_norm, norm * residual_norm)
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def hessian_status(asymmetry: jax.Array, params: PyTree) -> jax.Array:
+    """`Step.status`, from H - H^T in units of H: sqrt(eps) is allowed, as in `classify`; NaN is NON_FINITE."""
+    is_symmetric = asymmetry <= tree.rounding(params) ** 0.5
+    status = jnp.where(is_symmetric, Status.COMPLETED, Status.ASYMMETRIC)
+    return jnp.where(jnp.isfinite(asymmetry), status, Status.NON_FINITE).astype(jnp.int32)
 
 
 def solved_flag(residual: jax.Array, image: jax.Array) -> jax.Array:
     """The `MinresFlag` of a direction that another solver found: of (1), at 1e-8 and 5e-4."""
     least = jnp.where(image <= 5e-4, jnp.int32(MinresFlag.LEAST_SQUARES), jnp.int32(MinresFlag.MAX_STEPS))
-    return jnp.where(residual <= 1e-8, jnp.int32(MinresFlag.RESIDUAL), least)
+    flag = jnp.where(residual <= 1e-8, jnp.int32(MinresFlag.RESIDUAL), least)
+    return jnp.where(jnp.isfinite(residual), flag, jnp.int32(MinresFlag.NON_FINITE))
 
 
 def judged(operator: LinearOperator, point: Point, direction: PyTree, norm: jax.Array) -> tuple[jax.Array, ...]:
-    """(r, r_H, flag, slope of |g|^2) of a direction, by two products."""
+    """(r, r_H, flag, slope of |g|^2, status) of a direction p, by two products.
+
+    They probe symmetry as well: |<p, H u> - <H p, u>| / (|H| |p|), u the residual's unit vector.
+    """
     image = operator.matvec(direction)
     left = tree.add(image, point.gradient)
-    left_norm = tree.norm(left)
-    r, r_h = residuals(
-        norm, tree.norm(direction), jnp.sqrt(point.squared_norm), left_norm, tree.norm(operator.matvec(left))
-    )
-    return r, r_h, solved_flag(r, r_h), 2 * tree.inner(image, point.gradient)
+    length, left_norm = tree.norm(direction), tree.norm(left)
+    unit = tree.scale(_ratio(jnp.ones_like(left_norm), left_norm), left)
+    unit_image = operator.matvec(unit)
+    r, r_h = residuals(norm, length, jnp.sqrt(point.squared_norm), left_norm, left_norm * tree.norm(unit_image))
+    skew = jnp.abs(tree.inner(direction, unit_image) - tree.inner(image, unit))
+    status = hessian_status(jnp.where(jnp.isfinite(r), _ratio(skew, norm * length), jnp.nan), point.params)
+    return r, r_h, solved_flag(r, r_h), 2 * tree.inner(image, point.gradient), status
 
 
 def has_changed(new: PyTree, old: PyTree) -> jax.Array:

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jflat.core import check, tree
+from jflat.core import Status, check, tree
 from jflat.critical.method import (
     Evaluate,
     LineSearch,
@@ -25,6 +25,7 @@ from jflat.critical.method import (
     Step,
     check_search,
     first_step_size,
+    hessian_status,
     lower_gradient_norm,
     residuals,
 )
@@ -61,9 +62,15 @@ def newton_mr(
     >>> jnp.round(result.best.params, 4)  # a saddle, in one step
     Array([1., 1.], dtype=float32)
     """
-    check_search("newton_mr", line_search)
+    where = "newton_mr"
+    check_search(where, line_search)
+    if rtol is not None:
+        check.require_number(where, "rtol", rtol, 0.0, 1.0, exclusive=True)
+    check.require_number(where, "max_norm", max_norm, np.finfo(float).tiny, finite=False)
+    if max_condition is not None:
+        check.require_number(where, "max_condition", max_condition, 1.0)
     if max_inner is not None:
-        check.require_integer("newton_mr", "max_inner", max_inner, 1)
+        check.require_integer(where, "max_inner", max_inner, 1)
 
     def step(evaluate: Evaluate, point: Point, step_size: Any) -> tuple[Step, Any]:
         rhs = tree.scale(-1, point.gradient)
@@ -87,6 +94,8 @@ def newton_mr(
             solved.residual_norm,
             solved.a_residual_norm,
         )
+        status = hessian_status(solved.asymmetry, point.params)
+        status = jnp.where(solved.status == Status.NON_FINITE, Status.NON_FINITE, status).astype(jnp.int32)
         info = Step(
             params=params,
             has_moved=found.step_size > 0,
@@ -97,6 +106,7 @@ def newton_mr(
             inner_steps=solved.num_steps,
             evaluations=found.num_evaluations,
             flag=solved.flag,
+            status=status,
         )
         return info, step_size
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jflat.core import check, dense
+from jflat.critical.inertia import require_precision, symmetry_status
 from jflat.critical.method import (
     Evaluate,
     LineSearch,
@@ -37,6 +39,8 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
       rcond: eigenvalues below rcond |H|_2 count as zero; in [0, 1). None is sqrt(eps): 1.5e-8, 3.5e-4.
       line_search: on |g|^2.
 
+    The params must be of one dtype, float32 or float64: a step of others raises ValueError.
+
     Cost of a step: P + 2 products, 9 P^3 flops, P^2 numbers: for P up to some thousand.
 
     >>> from jflat.critical import find_critical_points
@@ -47,11 +51,13 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
     """
     check_search("newton_pinv", line_search)
     if rcond is not None:
-        check.require_number("newton_pinv", "rcond", rcond, 0.0, 1.0)
+        check.require_number("newton_pinv", "rcond", rcond, 0.0, float(np.nextafter(1, 0)))
 
     def step(evaluate: Evaluate, point: Point, step_size: Any) -> tuple[Step, Any]:
+        require_precision("newton_pinv", "params", point.params)
         flat, unravel = ravel_pytree(point.gradient)
-        values, vectors = jnp.linalg.eigh(dense(point.hessian))
+        matrix = dense(point.hessian)
+        values, vectors = jnp.linalg.eigh(matrix)
         norm = jnp.max(jnp.abs(values))
         cutoff = jnp.finfo(values.dtype).eps ** 0.5 if rcond is None else rcond
         kept = (jnp.abs(values) > cutoff * norm) & (values != 0)
@@ -59,7 +65,7 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
         parts = jnp.where(kept, jnp.matmul(flat, vectors, precision=highest) / jnp.where(kept, values, 1), 0)
         direction = unravel(-jnp.matmul(vectors, parts, precision=highest))
         norm = norm.astype(step_size.dtype)
-        r, r_h, flag, slope = judged(point.hessian, point, direction, norm)
+        r, r_h, flag, slope, _ = judged(point.hessian, point, direction, norm)
         found, params, step_size = lower_gradient_norm(evaluate, point, direction, slope, step_size, line_search)
         info = Step(
             params=params,
@@ -71,6 +77,7 @@ def newton_pinv(*, rcond: float | None = None, line_search: LineSearch = LineSea
             inner_steps=jnp.int32(flat.size),
             evaluations=found.num_evaluations,
             flag=flag,
+            status=symmetry_status(matrix),
         )
         return info, step_size
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflat.core import check, tree
 from jflat.critical.krylov import check_dampings, damped_step
@@ -50,7 +51,7 @@ def newton_tr(
     Array([1., 1.], dtype=float32)
     """
     check_dampings("newton_tr", dampings, max_inner)
-    check.require(0 < step_size <= 1, "newton_tr", "step_size", "must lie in (0, 1]", step_size)
+    check.require_number("newton_tr", "step_size", step_size, np.finfo(float).tiny, 1.0)
 
     def factors(values: jax.Array, damping: jax.Array) -> jax.Array:
         shifted = values + damping

@@ -226,7 +226,7 @@ def minres_qlp(
     check.require_same_structure(where, "b", b, operator.structure)
     check.require(operator.size > 0, where, "b", "must have at least one number", operator.size)
     dtype = jax.eval_shape(tree.inner, b, b).dtype
-    eps = _rounding(b)
+    eps = tree.rounding(b)
     usual_rtol, usual_condition = _DEFAULTS.get(eps, (4 * eps, eps**-0.5))
     rtol = usual_rtol if rtol is None else rtol
     max_condition = usual_condition if max_condition is None else max_condition
@@ -325,11 +325,6 @@ def _signs(like: PyTree) -> PyTree:
         signs.append(jnp.where(is_up, length, -length).reshape(leaf.shape))
         place += leaf.size
     return jax.tree.unflatten(treedef, signs)
-
-
-def _rounding(v: PyTree) -> float:
-    """eps of the coarsest leaf."""
-    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(v))
 
 
 def _norm(v: PyTree) -> jax.Array:
@@ -556,7 +551,7 @@ def _status(
     flag: jax.Array,
 ) -> jax.Array:
     """What the fresh residual says; `shrunk` is |A r| / |r|."""
-    eps = _rounding(b)
+    eps = tree.rounding(b)
     is_solved = residual_norm <= 10 * rtol * (norm * length + _norm(b))
     is_least = shrunk <= jnp.maximum(10 * rtol, 100 * eps) * norm
     otherwise = jnp.where(flag == MinresFlag.MAX_STEPS, Status.MAX_STEPS, Status.STAGNATION)

@@ -246,8 +246,11 @@ def test_newton_mr_finds_critical_points_of_the_linear_autoencoder(x64):
 def test_success_of_newton_mr_on_the_published_autoencoder(x64):
     """k = 16, p = 4, 100 starts, 500 steps: published 80 +- 4 % (Frye et al. 2019); r depends on rtol.
 
-    pytest -n 0 -m slow tests/critical/test_finders.py: a minute of one core. Measured: 85 %, 40 classes of index 0 to
-    59, r > 0.9 never; 25 inner steps: 94 %, in 1.7 times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs.
+    pytest -n 0 -m slow tests/critical: the five slow tests take 187 s of CPU, this one 394 s by the clock of a shared
+    core, at the tests' optimisation level 0. Measured: 85 %, 40 classes of index 0 to 59, r > 0.9 never; 25 inner
+    steps: 94 %, in 1.7 times the steps; rtol 5e-4: 82 %, and r > 0.9 in 17 % of the runs. The specification has 25 and
+    about 50 % for these two, from starts of another training run; with those of `critical-tolerance` ours are 15 and
+    65 %. Tolerances are two binomial standard errors of 100 runs.
     """
     data, starts = autoencoder_starts(16, 4, 10_000, 100)
 
@@ -259,17 +262,23 @@ def test_success_of_newton_mr_on_the_published_autoencoder(x64):
     def flat_share(result):
         return np.mean(np.nan_to_num(np.asarray(result.flattest.residual)) > 0.9)
 
+    def success(result):
+        return np.mean(np.asarray(result.best.squared_gradient_norm) < 1e-10)
+
     tight = run(rtol=1e-10, max_inner=128)
     share, matches, indices = found_classes(data, tight, 4)
     assert share >= 0.75
+    assert abs(share - 0.85) <= 0.07
     assert np.all(matches.is_match)
     assert len(set(matches.number)) >= 25
     assert max(indices) > 30
     assert flat_share(tight) == 0
     few = run(rtol=1e-10, max_inner=25)
+    assert abs(success(few) - 0.94) <= 0.05
     assert np.median(few.num_steps) > 1.3 * np.median(tight.num_steps)
     loose = run(rtol=5e-4, max_inner=128)
-    assert flat_share(loose) > 0.05
+    assert abs(success(loose) - 0.82) <= 0.08
+    assert abs(flat_share(loose) - 0.17) <= 0.08
 
 
 def test_nan_and_divergence_are_told_at_the_last_finite_iterate(x64):
@@ -286,6 +295,57 @@ def test_nan_and_divergence_are_told_at_the_last_finite_iterate(x64):
     searched = find_critical_points(root, start, None, newton_mr(), num_steps=40)  # w = 1/4; the search shuns NaN
     np.testing.assert_allclose(searched.best.params, [0.25], atol=1e-6)
     assert int(searched.status) == Status.CONVERGED
+
+
+@jax.custom_jvp
+def turning(w):
+    """|w|^2 / 2 with a "gradient" (x + y, y - x), so that its "Hessian" is a rotation's and not symmetric."""
+    return w @ w / 2
+
+
+turning.defjvp(lambda primals, tangents: (turning(*primals), (primals[0] + jnp.flip(primals[0]) * SIGNS) @ tangents[0]))
+SIGNS = np.array([1.0, -1.0], np.float32)
+
+SECOND_ORDER = {name: method for name, method in METHODS.items() if name != "gradient_norm_minimisation"}
+
+
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_an_asymmetric_hessian_ends_the_run(name):
+    """At once, with its status; a member of a batch whose Hessian is symmetric goes on, with rounding of all sizes."""
+
+    def loss(w, skew):
+        return jnp.where(skew, turning(w), jnp.sum(jnp.array([3.0, -1e-3]) * w**2))
+
+    run = lambda skew: find_critical_points(loss, jnp.array([1.0, 0.5]), skew, SECOND_ORDER[name], num_steps=9)  # noqa: E731
+    result = jax.jit(jax.vmap(run))(jnp.array([True, False]))
+    assert int(result.status[0]) == Status.ASYMMETRIC
+    assert int(result.status[1]) != Status.ASYMMETRIC
+    assert (int(result.num_steps[0]), int(result.last.step[0])) == (1, 0)
+    assert int(result.num_steps[1]) > 1 or float(result.best.squared_gradient_norm[1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_infinite_hessian_ends_the_run(name):
+    """sum |w|^1.5 + w at 0: gradient 1, second derivative infinite. No step is taken, and r is not called small."""
+    loss = lambda w, _: jnp.sum(jnp.abs(w) ** 1.5 + w)  # noqa: E731
+    result = find_critical_points(loss, jnp.zeros(2), None, METHODS[name], num_steps=3)
+    assert int(result.status) == Status.NON_FINITE
+    np.testing.assert_array_equal(result.last.params, 0)
+    np.testing.assert_allclose(result.last.squared_gradient_norm, 2)
+    if name in SECOND_ORDER:
+        assert int(result.trace.flag[0]) == MinresFlag.NON_FINITE
+        assert np.isnan(result.last.residual)
+
+
+def test_a_run_that_stops_where_asked_is_completed(x64):
+    """Above the tolerance COMPLETED, at the start or on the way; below it CONVERGED."""
+    run = functools.partial(find_critical_points, two_wells, batch=None, method=newton_pinv(), num_steps=9)
+    for start, stop_below in ((jnp.array([0.2, 0.5]), 10.0), (jnp.array([0.9, -0.3]), 1e-2)):
+        result = run(start, stop_below=stop_below)
+        assert int(result.status) == Status.COMPLETED
+        assert 1e-10 < result.best.squared_gradient_norm <= stop_below
+    assert int(result.num_steps) >= 1
+    assert int(run(start, stop_below=1e-12).status) == Status.CONVERGED
 
 
 def test_a_start_in_the_kernel_stays_and_is_called_flat(x64):
@@ -325,6 +385,19 @@ def test_starts_are_uniform_in_height_or_in_time():
     assert abs(np.std(starts["a"][300:]) - 0.2) < 4 * 0.2 / np.sqrt(600)
 
 
+def half_run(method, **settings):
+    loss = lambda w, _: jnp.sum(w**4) / 4 - jnp.sum(w**2) / 2  # noqa: E731
+    return find_critical_points(loss, jnp.full(3, 0.9, jnp.bfloat16), None, method, num_steps=4, **settings)
+
+
+def mixed_run(method, **settings):
+    """Of float32 and float64 parameters."""
+    with jax.enable_x64(True):
+        loss = lambda w, _: jnp.sum(w["a"].astype(jnp.float64) ** 4) + jnp.sum(w["b"] ** 4)  # noqa: E731
+        start = {"a": jnp.full(2, 0.9, jnp.float32), "b": jnp.full(2, 0.8, jnp.float64)}
+        return find_critical_points(loss, start, None, method, num_steps=4, **settings)
+
+
 def refused():
     params, data = at_a_generic_point()
     run = functools.partial(find_critical_points, autoencoder_loss, params, data, newton_mr(), num_steps=2)
@@ -339,12 +412,25 @@ def refused():
             "batch must",
         ),
         (lambda: find_critical_points(autoencoder_loss, 3, data, newton_mr(), num_steps=2), "params must be a real"),
-        (lambda: newton_mr(max_inner=0), "max_inner must"),
+        (lambda: newton_mr(max_inner=0), "newton_mr: max_inner must"),
+        (lambda: newton_mr(rtol=-1.0), "newton_mr: rtol must"),
+        (lambda: newton_mr(rtol=jnp.float32(1.0)), "newton_mr: rtol must"),
+        (lambda: newton_mr(max_norm=-1.0), "newton_mr: max_norm must"),
+        (lambda: newton_mr(max_norm=0.0), "newton_mr: max_norm must"),
+        (lambda: newton_mr(max_condition=0.5), "newton_mr: max_condition must"),
         (lambda: newton_mr(line_search=0.1), "line_search must"),
         (lambda: newton_tr(dampings=()), "dampings must"),
         (lambda: newton_tr(step_size=0.0), "step_size must"),
         (lambda: saddle_free_newton(dampings=(-1.0,)), "dampings must"),
-        (lambda: newton_pinv(rcond=2.0), "rcond must"),
+        (lambda: newton_tr(step_size=float("nan")), "newton_tr: step_size must"),
+        (lambda: newton_pinv(rcond=1.0), "newton_pinv: rcond must"),
+        (lambda: half_run(newton_pinv()), r"newton_pinv: params must be float32 or float64; got bfloat16"),
+        (
+            lambda: mixed_run(newton_pinv()),
+            r"newton_pinv: params must have one dtype, that of the matrix; got \['float32', 'float64",
+        ),
+        (lambda: half_run(newton_mr(), index_cutoffs=(0.1,)), "params .of a run with index_cutoffs"),
+        (lambda: mixed_run(newton_mr(), flatness_cutoffs=(0.1,)), "find_critical_points: params .* one dtype"),
         (lambda: gradient_norm_minimisation(step_size=0.0), "step_size must"),
         (lambda: sample_starts(jax.random.key(0), jnp.zeros(3), jnp.zeros(4), num_starts=1), "losses must"),
         (
@@ -360,3 +446,5 @@ def test_refused():
         with pytest.raises(ValueError, match=message):
             call()
     assert isinstance(newton_mr(), Method)
+    traced = lambda x: newton_mr(rtol=x, max_norm=x, max_condition=x).init(jnp.zeros(2))  # noqa: E731
+    jax.eval_shape(traced, jnp.float32(-1))  # a traced number passes
