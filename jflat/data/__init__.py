@@ -3,6 +3,7 @@
 - `load_images`, `ImageData`, `IMAGE_SETS`: digits, MNIST, Fashion-MNIST, CIFAR-10 from local files
 - `load_omniglot` -> `Characters`, `split_characters`, `sample_episode` -> `Episode`: few-shot tasks
 - `take_classes`, `take_subset`, `hold_out`, `with_label_noise`, `standardise`, `downscale`: smaller, noisier, scaled
+- `random_crop_flip`: augmentation of a batch, inside a compiled step
 - `random_patterns`, `teacher_patterns`, `Patterns`: random inputs with random labels or a teacher's
 - `gaussian_mixture`, `mixture_error`, `MixtureSamples`: two Gaussian clouds and the exact error of a linear classifier
 - `binary_task`, `BinaryTask`: two classes of images as patterns +-1
@@ -12,6 +13,7 @@
 - `Stream`: a data set that arrives batch by batch from a loader
 """
 
+from jflat.data.augmentation import random_crop_flip
 from jflat.data.batches import Batches, Stream, mean_over_batches, num_samples, split_batches
 from jflat.data.binary_task import BinaryTask, binary_task
 from jflat.data.images import IMAGE_SETS, ImageData, load_images
@@ -63,6 +65,7 @@ __all__ = [
     "mean_over_batches",
     "mixture_error",
     "num_samples",
+    "random_crop_flip",
     "random_patterns",
     "sample_episode",
     "split_batches",

@@ -1,6 +1,7 @@
 """Models: init and apply on plain dictionaries of arrays, one interface with and without batch normalisation.
 
 - `mlp`, `convnet`: a multi-layer perceptron and a small convolutional network, fast under `scan` and `vmap`
+- `resnet`: a residual network for small images, ResNet-18 by default
 - `perceptron`, `committee`, `parity_machine`, `binarise`: one output +-1, real or binary weights
 - `from_linen`: the same interface for a flax module of your own
 - `layer_outputs`: what every layer of such a network puts out, by name
@@ -20,6 +21,7 @@ from jflat.models.activations import layer_outputs
 from jflat.models.machines import binarise, committee, parity_machine, perceptron
 from jflat.models.model import Model, from_linen
 from jflat.models.networks import convnet, mlp
+from jflat.models.residual import resnet
 
 __all__ = [
     "Model",
@@ -32,4 +34,5 @@ __all__ = [
     "mlp",
     "parity_machine",
     "perceptron",
+    "resnet",
 ]

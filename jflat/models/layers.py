@@ -21,7 +21,7 @@ __all__ = ["Conv", "conv2d"]
 
 
 class Conv(nn.Module):
-    """`flax.linen.Conv` of stride 1 and padding "SAME" with `conv2d` inside; same arguments, same parameters.
+    """`flax.linen.Conv` with padding "SAME" and `conv2d` inside; same parameters, and at stride 1 the same result.
 
     >>> x = jnp.arange(3.0).reshape(1, 1, 3, 1)
     >>> module = Conv(1, (1, 3), kernel_init=nn.initializers.ones)
@@ -39,31 +39,35 @@ class Conv(nn.Module):
     """Initialiser of the kernel (k, l, C, C')."""
     param_dtype: Any = jnp.float32
     """Dtype of the parameters."""
+    stride: int = 1
+    """Of height and width, as `conv2d` takes it (flax's "SAME" shifts the places where it is above 1)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H, W, C')."""
+        """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C')."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
-        return conv2d(x, kernel, bias)
+        return conv2d(x, kernel, bias, stride=self.stride)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Two-dimensional convolution of stride 1 with zero padding that keeps the size ("SAME"), as one matrix product.
+def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, stride: int = 1) -> jax.Array:
+    """Two-dimensional convolution with zero padding as one matrix product; of stride 1 it keeps the size ("SAME").
 
-        y[b, i, j, o] = sum_{p, q, c} x[b, i + p - pad, j + q - pad, c] kernel[p, q, c, o],  pad = (k - 1) // 2
+        y[b, i, j, o] = sum_{p, q, c} x[b, s i + p - pad, s j + q - pad, c] kernel[p, q, c, o],  pad = (k - 1) // 2
 
-    (a correlation, as everywhere in deep learning). Equals `lax.conv_general_dilated(x, kernel, (1, 1), "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"))` to rounding.
+    (a correlation, as everywhere in deep learning). Equals `lax.conv_general_dilated(x, kernel, (s, s),
+    [((k - 1) // 2, k // 2), ((l - 1) // 2, l // 2)], dimension_numbers=("NHWC", "HWIO", "NHWC"))` to rounding: each
+    s-th row and column of the result of stride 1, as `padding=1` of other libraries gives for k = 3.
 
     Args:
       x: (B, H, W, C).
       kernel: (k, l, C, C').
       bias: (C',) or None.
+      stride: s, at least 1.
 
     Returns:
-      (B, H, W, C').
+      (B, ceil(H / s), ceil(W / s), C').
 
     >>> x = jnp.arange(3.0).reshape(1, 1, 3, 1)
     >>> conv2d(x, jnp.ones((1, 3, 1, 1)))[0, 0, :, 0]  # sums of neighbours
@@ -72,10 +76,11 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
     fits = jnp.ndim(x) == 4 and jnp.ndim(kernel) == 4 and x.shape[3] == kernel.shape[2]
     shapes = f"{jnp.shape(x)} and {jnp.shape(kernel)}"
     check.require(fits, "conv2d", "x and kernel", "must be (B, H, W, C) and (k, l, C, C')", shapes)
+    check.require_integer("conv2d", "stride", stride, 1)
     rows, columns = kernel.shape[:2]
     height, width = x.shape[1:3]
     pads = [((n - 1) // 2, n // 2) for n in (rows, columns)]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    shifted = [padded[:, p : p + height, q : q + width] for p in range(rows) for q in range(columns)]
+    shifted = [padded[:, p : p + height : stride, q : q + width : stride] for p in range(rows) for q in range(columns)]
     product = jnp.matmul(jnp.concatenate(shifted, axis=3), kernel.reshape(-1, kernel.shape[3]))
     return product if bias is None else product + bias

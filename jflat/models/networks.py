@@ -42,8 +42,35 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu,
 
 
 def deviation(gain: float) -> nn.initializers.Initializer:
-    """An initialiser that gives every entry its standard deviation, sqrt(gain / fan_in); `_network` draws normals."""
+    """An initialiser that gives every entry its standard deviation, sqrt(gain / fan_in); `drawn_at_once` draws."""
     return lambda key, shape, dtype: jnp.full(shape, math.sqrt(gain / math.prod(shape[:-1])), dtype)
+
+
+def drawn_at_once(model: Model, dtype: Any) -> Model:
+    """The model whose kernels, started by `deviation`, are multiplied by normals from a single draw."""
+
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
+        params, state = model.init(key)
+        linear = {layer: values for layer, values in params.items() if "kernel" in values}
+        ends = np.cumsum([values["kernel"].size for values in linear.values()])
+        draws = jnp.split(jax.random.normal(key, (ends[-1],), dtype), ends[:-1])
+        for values, draw in zip(linear.values(), draws, strict=True):
+            values["kernel"] = values["kernel"] * draw.reshape(values["kernel"].shape)
+        return params, state
+
+    return model._replace(init=init)
+
+
+def normalisation(train: bool, momentum: float, dtype: Any, name: str) -> nn.BatchNorm:
+    """Batch normalisation in one dtype, with variances that do not cancel."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=momentum,
+        param_dtype=dtype,
+        use_fast_variance=False,
+        force_float32_reductions=False,
+        name=name,
+    )
 
 
 class Network(nn.Module):
@@ -65,14 +92,7 @@ class Network(nn.Module):
         def hidden(x: jax.Array, layer: nn.Module) -> jax.Array:
             x = layer(x)
             if self.batch_norm:
-                x = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=self.momentum,
-                    param_dtype=self.dtype,
-                    use_fast_variance=False,
-                    force_float32_reductions=False,
-                    name=f"{layer.name}_norm",
-                )(x)
+                x = normalisation(train, self.momentum, self.dtype, f"{layer.name}_norm")(x)
             return ACTIVATIONS[self.activation](x)
 
         for i, size in enumerate(self.channels):
@@ -105,18 +125,7 @@ def _network(
     survives = min(shape[:2], default=1) >> len(channels) > 0
     check.require(survives, name, "input_shape", f"must survive {len(channels)} halvings of height and width", shape)
     module = Network(tuple(channels), tuple(widths), num_classes, activation, batch_norm, momentum, dtype)
-    model = build(name, module, shape, dtype, module.clone(momentum=0.0))
-
-    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
-        params, state = model.init(key)
-        linear = {layer: values for layer, values in params.items() if "kernel" in values}
-        ends = np.cumsum([values["kernel"].size for values in linear.values()])
-        draws = jnp.split(jax.random.normal(key, (ends[-1],), dtype), ends[:-1])
-        for values, draw in zip(linear.values(), draws, strict=True):
-            values["kernel"] = values["kernel"] * draw.reshape(values["kernel"].shape)
-        return params, state
-
-    return model._replace(init=init)
+    return drawn_at_once(build(name, module, shape, dtype, module.clone(momentum=0.0)), dtype)
 
 
 def mlp(

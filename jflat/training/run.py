@@ -50,6 +50,15 @@ class TrainState(NamedTuple):
     """int32 [], the first step whose loss or new parameters were not finite; -1 while there is none."""
 
 
+class Draws(NamedTuple):
+    """What updates draw: leading axes are the steps, then the replicas where there are any."""
+
+    indices: jax.Array
+    """int32 (..., batches_per_update, B), the samples of each batch."""
+    keys: jax.Array | None
+    """keys (..., batches_per_update) of the augmentation of each batch; None where there is none."""
+
+
 class TrainResult(NamedTuple):
     """A finished run: the evaluated solution, the last state, and what was measured on the way."""
 
@@ -86,12 +95,12 @@ class Train:
     num_replicas: int | None = dataclasses.field(metadata={"static": True})
     batch_size: int = dataclasses.field(metadata={"static": True})
     batches_per_update: int = dataclasses.field(metadata={"static": True})
-    _streams: Callable[[TrainState], jax.Array] = dataclasses.field(metadata={"static": True})
-    """state -> batch indices (num_steps / num_evals, ...) of its interval."""
-    _step: Callable[[PyTree, TrainState, jax.Array], tuple[TrainState, jax.Array]] = dataclasses.field(
+    _streams: Callable[[TrainState], Draws] = dataclasses.field(metadata={"static": True})
+    """state -> the draws of its interval, num_steps / num_evals rows."""
+    _step: Callable[[PyTree, TrainState, Draws], tuple[TrainState, jax.Array]] = dataclasses.field(
         metadata={"static": True}
     )
-    """(data, state, one row of the indices) -> (state, loss)."""
+    """(data, state, one row of the draws) -> (state, loss)."""
     _record: Callable[[PyTree, TrainState, jax.Array], History] = dataclasses.field(metadata={"static": True})
     """(arrays, state, losses of the interval) -> its line of the history."""
     _solution: Callable[[PyTree, TrainState], tuple[PyTree, PyTree]] = dataclasses.field(metadata={"static": True})
@@ -137,12 +146,16 @@ class Train:
         if platform_of(self.arrays) != "cpu":
             return False
         state = jax.eval_shape(self.init, jax.random.key(0))
-        indices = jax.eval_shape(lambda s: self._streams(s)[0], state)
-        return has_convolution(self._step, self.arrays[0], state, indices)
+        drawn = jax.eval_shape(lambda s: _row(self._streams(s), 0), state)
+        return has_convolution(self._step, self.arrays[0], state, drawn)
+
+
+def _row(draws: Draws, t: Any) -> Draws:
+    return jax.tree.map(lambda x: x[t], draws)
 
 
 def _interval_on_device(train: Train, state: TrainState) -> tuple[TrainState, History]:
-    step = lambda s, indices: train._step(train.arrays[0], s, indices)  # noqa: E731
+    step = lambda s, drawn: train._step(train.arrays[0], s, drawn)  # noqa: E731
     state, losses = jax.lax.scan(step, state, train._streams(state))
     return state, train._record(train.arrays, state, losses)
 
@@ -151,27 +164,27 @@ def _advance_from_host(train: Train, state: TrainState, num_evals: int) -> tuple
     state = jax.tree.map(jnp.copy, state)  # each step consumes its state, but not the caller's
     records = []
     for _ in range(num_evals):
-        indices, losses = _prepare(train, state)
-        for t in range(indices.shape[0]):
-            state, losses = _step(train, (state, losses), indices, np.int32(t))
+        draws, losses = _prepare(train, state)
+        for t in range(len(losses)):
+            state, losses = _step(train, (state, losses), draws, np.int32(t))
         records.append(jax.device_get(_record(train, state, losses)))
     return state, jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *records)
 
 
 @jax.jit
-def _prepare(train: Train, state: TrainState) -> tuple[jax.Array, jax.Array]:
-    """The batch indices of an interval, and where its losses go."""
-    indices = train._streams(state)
-    loss = jax.eval_shape(train._step, train.arrays[0], state, indices[0])[1]
-    return indices, jnp.zeros(indices.shape[:1], loss.dtype)
+def _prepare(train: Train, state: TrainState) -> tuple[Draws, jax.Array]:
+    """The draws of an interval, and where its losses go."""
+    draws = train._streams(state)
+    loss = jax.eval_shape(train._step, train.arrays[0], state, _row(draws, 0))[1]
+    return draws, jnp.zeros(draws.indices.shape[:1], loss.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
 def _step(
-    train: Train, carry: tuple[TrainState, jax.Array], indices: jax.Array, t: jax.Array
+    train: Train, carry: tuple[TrainState, jax.Array], draws: Draws, t: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     state, losses = carry
-    state, loss = train._step(train.arrays[0], state, indices[t])
+    state, loss = train._step(train.arrays[0], state, _row(draws, t))
     return state, losses.at[t].set(loss)
 
 

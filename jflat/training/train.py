@@ -16,7 +16,8 @@ left out), a pure function of (key, replica, epoch): a resumed run needs no iter
 steps are drawn before its loop, so no random number generator runs (or is compiled) inside the step.
 
 Random keys in the optimiser's state (Langevin noise) are folded with the seed and the replica, so that each has its own
-noise although all come from one transformation.
+noise although all come from one transformation. So has each batch for its augmentation: a key that is a pure function
+of (key, replica, number of the batch), drawn before the loop; whatever gradient reads the batch sees the same images.
 
 Cost: the gradients, plus one permutation of M per epoch and replica. Memory per replica and seed: parameters, optimiser
 and model state (twice in a step, because a failed one is undone), and the sample indices of one interval, 4 bytes for
@@ -34,7 +35,7 @@ from jflat.core import check, tree
 from jflat.data import mean_over_batches, num_samples, split_batches
 from jflat.optim import barycenter, replica_distances
 from jflat.optim.hyperparameters import is_key
-from jflat.training.run import History, Train, TrainState
+from jflat.training.run import Draws, History, Train, TrainState
 
 __all__ = ["make_train", "reestimate_statistics"]
 
@@ -95,6 +96,7 @@ def make_train(
     metrics_fn: Callable[..., dict[str, jax.Array]] | None = None,
     has_model_state: bool = False,
     statistics_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
+    augment_fn: Callable[[jax.Array, PyTree], PyTree] | None = None,
     num_replicas: int | None = None,
     replica_init: str = "independent",
     batches_per_update: int = 1,
@@ -117,6 +119,8 @@ def make_train(
       has_model_state: whether the loss carries a model state such as batch-norm statistics.
       statistics_fn: (params, batch) -> model state of that batch alone; where given, the state of the evaluated
         parameters is re-estimated over `data` (`reestimate_statistics`).
+      augment_fn: (key, batch) -> batch, applied to each batch that is trained on, inside the step (data augmentation
+        such as `jflat.data.random_crop_flip`). Metrics and re-estimated statistics see the data as they are.
       num_replicas: R replicas with independent batch streams along a vmapped axis named "replica"; None for a single
         network with no such axis.
       replica_init: "independent" (a key each, as in Replicated-SGD) or "identical".
@@ -169,12 +173,13 @@ def make_train(
         return params, model_state, _own_keys(noise_key, chain.init(params))
 
     def update_one(
-        data: PyTree, params: PyTree, model_state: PyTree, opt_state: PyTree, indices: jax.Array
+        data: PyTree, params: PyTree, model_state: PyTree, opt_state: PyTree, drawn: Draws
     ) -> tuple[Any, ...]:
-        """One update of one replica; `indices` (batches_per_update, B)."""
+        """One update of one replica."""
 
         def take(i: Any) -> PyTree:
-            return jax.tree.map(lambda x: x[indices[i]], data)
+            batch = jax.tree.map(lambda x: x[drawn.indices[i]], data)
+            return batch if augment_fn is None else augment_fn(drawn.keys[i], batch)
 
         (value, new_model_state), grads = jax.value_and_grad(stateful_loss, has_aux=True)(params, model_state, take(0))
 
@@ -197,15 +202,19 @@ def make_train(
             params, model_state, opt_state = jax.vmap(init_one, axis_name="replica")(keys, noise_keys)
         return TrainState(jnp.int32(0), key, params, model_state, opt_state, jnp.int32(-1))
 
-    def streams(state: TrainState) -> jax.Array:
-        """Indices (eval_every, [R,] batches_per_update, B) of the next piece."""
+    def streams(state: TrainState) -> Draws:
+        """What the next piece draws."""
         first, number = state.step * batches_per_update, eval_every * batches_per_update
         data_key = jax.random.fold_in(state.key, 2**31 - 1)  # apart from the replicas' initial keys
 
-        def stream(replica: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(data_key, replica)
+        def stream(replica: jax.Array) -> Draws:
+            key, keys = jax.random.fold_in(data_key, replica), None
             indices = _batch_indices(key, first, number, total, batch_size)
-            return indices.reshape(eval_every, batches_per_update, batch_size)
+            if augment_fn is not None:
+                augment_key = jax.random.fold_in(key, 2**31 - 1)  # apart from the epochs'
+                keys = jax.vmap(lambda n: jax.random.fold_in(augment_key, n))(first + jnp.arange(number))
+                keys = keys.reshape(eval_every, batches_per_update)
+            return Draws(indices.reshape(eval_every, batches_per_update, batch_size), keys)
 
         if num_replicas is None:
             return stream(jnp.int32(0))
@@ -215,9 +224,9 @@ def make_train(
     if num_replicas is not None:
         update = jax.vmap(update_one, in_axes=(None, 0, 0, 0, 0), axis_name="replica")
 
-    def step(data: PyTree, state: TrainState, indices: jax.Array) -> tuple[TrainState, jax.Array]:
+    def step(data: PyTree, state: TrainState, drawn: Draws) -> tuple[TrainState, jax.Array]:
         old = (state.params, state.model_state, state.opt_state)
-        value, *new = update(data, *old, indices)
+        value, *new = update(data, *old, drawn)
         value = jnp.mean(value)
         finite = jnp.isfinite(value) & tree.all_finite(tuple(new[:2]))
         alive = finite & (state.failed_step < 0)

@@ -70,6 +70,30 @@ def test_equals_a_plain_python_loop(key):
     np.testing.assert_array_equal(result.history["step"], [5, 10])
 
 
+@pytest.mark.parametrize("loop", ["device", "host"])
+def test_augmentation_has_a_key_for_each_batch_and_replica(key, loop):
+    """Oracle: a Python loop, a key per (replica, number of the batch); all gradients of a batch see the same images."""
+    noise = 0.3
+
+    def augment_fn(key, batch):
+        x, y = batch
+        return x + noise * jax.random.normal(key, x.shape), y
+
+    def two_gradients(updates, state, params, *, grad_fn, **_):
+        return updates + grad_fn(params, 0), state  # twice the gradient, if the batch is the same
+
+    tx = optax.chain(optax.GradientTransformationExtraArgs(lambda w: optax.EmptyState(), two_gradients), optax.sgd(0.1))
+    run = make(tx, augment_fn=augment_fn, num_replicas=2, num_steps=4, num_evals=2)
+    result = run(key, loop=loop)
+    for a in range(2):
+        stream_key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), a)
+        augment_key, w = jax.random.fold_in(stream_key, 2**31 - 1), init_fn(jax.random.fold_in(key, a))
+        for t, rows in enumerate(_batch_indices(stream_key, jnp.int32(0), 4, M, B)):
+            batch = augment_fn(jax.random.fold_in(augment_key, t), (DATA[0][rows], DATA[1][rows]))
+            w = w - 0.2 * jax.grad(loss_fn)(w, batch)
+        np.testing.assert_allclose(result.state.params[a], w, rtol=1e-4)
+
+
 def test_seeds_under_vmap_equal_the_seeds_alone(key):
     train = make()
     keys = jax.random.split(key, 3)
