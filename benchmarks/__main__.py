@@ -5,13 +5,16 @@
 
 import argparse
 import importlib
+import inspect
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from benchmarks import compare
 
-BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "width", "scaling")
+BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "solvers", "width", "scaling")
+PEERED = ("curvature", "optimisers", "solvers", "width")
+"""Those that a peer exists for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--toy", action="store_true", help="a size that runs in seconds, to see that it works")
     parser.add_argument("--output", type=pathlib.Path, help="append the JSON lines to this file")
-    peers = parser.add_argument_group("of curvature alone (see benchmarks/curvature.py)")
+    peers = parser.add_argument_group(
+        "of those with peers (curvature, optimisers, solvers, width); networks and tasks of curvature alone"
+    )
     peers.add_argument("--peers", metavar="PYTHON", help="the Python that benchmarks/peers/install made")
     peers.add_argument("--threads", type=int, help="cores for all; with 1, processor seconds are the time")
     peers.add_argument("--repeats", type=int, help="rounds")
@@ -31,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peers.add_argument("--tasks", nargs="+", help="gradient, hvp, lanczos, top, top_known, density, trace")
     options = parser.parse_args(arguments)
     own = {name: getattr(options, name) for name in ("peers", "threads", "repeats", "networks", "tasks")}
-    for name in options.names or BENCHMARKS:
+    for name in options.names or (PEERED if options.peers else BENCHMARKS):
         if name not in BENCHMARKS:
             parser.error(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
         module = importlib.import_module(f"benchmarks.{name}")
-        module.main(options.output, options.toy, **(own if name == "curvature" else {}))
+        understood = inspect.signature(module.main).parameters
+        module.main(options.output, options.toy, **{key: own[key] for key in own if key in understood})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ counts. Every number that is a ratio or a time (`kind`) is then put beside the o
     same     within the tolerance
     other machine   a time from elsewhere, not judged
 
-with q the quartiles stored for the number (`NAME_quartiles`), else those of `ms`, which for a number of processor time
-are those of wall time and so too wide on a busy machine; without any the interval is a point. Of a gain the inverse is
+with q the quartiles stored for the number (`NAME_quartiles`), else those of `cpu_ms` for names that begin with "cpu_",
+else those of `ms` (wall time, so too wide for processor time on a busy machine); without any the interval is a point. Of a gain the inverse is
 judged. Times count only between runs on the same machine, ratios anywhere. The exit code is 1 if anything is slower or
 no longer a finite number, 2 if nothing meets.
 """
@@ -30,7 +30,7 @@ MACHINE = ("device", "cores", "machine")
 ENVIRONMENT = (*MACHINE, "jax", "python", "date", "load", "versions", "repeats")
 SETTINGS = ("stop_below",)
 """Numbers with a decimal point that say what was measured."""
-OUTCOMES = ("bytes", "collectives", "inner_steps", "num_steps", "updates_per_second")
+OUTCOMES = ("bytes", "collectives", "finite_at_zero_gradient", "inner_steps", "num_steps", "updates_per_second")
 """Whole numbers, and lists, that were measured."""
 TIMES = ("ms", "cpu_s", "us_per_word", "ns_per_message", "ns_per_inner_step", "seconds_per_success")
 RATIOS = ("ratio", "gradients_per_product")
@@ -91,8 +91,9 @@ def _interval(row: dict[str, Any], name: str, value: float) -> tuple[float, floa
     if f"{name}_quartiles" in row:
         low, high = row[f"{name}_quartiles"]
         return low, high
-    if "ms_quartiles" in row and row["ms"] > 0:
-        low, high = (quartile / row["ms"] for quartile in row["ms_quartiles"])
+    clock = "cpu_ms" if name.startswith("cpu_") and "cpu_ms" in row else "ms"
+    if f"{clock}_quartiles" in row and row[clock] > 0:
+        low, high = (quartile / row[clock] for quartile in row[f"{clock}_quartiles"])
         return min(low, 1.0) * value, max(high, 1.0) * value
     return value, value
 

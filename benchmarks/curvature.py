@@ -18,9 +18,6 @@ beforehand; `density`; `trace` by Hutchinson's probes, all of them. Without `--p
 import json
 import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -30,19 +27,10 @@ import optax
 from benchmarks.harness import record
 from benchmarks.peers import jax_network
 from benchmarks.peers.reference import COUNTS, Reference
+from benchmarks.peers.rivals import Library, Worker, timed, working
 from jflat.data import load_images
 
 __all__ = ["main"]
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-class Library(NamedTuple):
-    """One row of the table for one form of the convolution."""
-
-    name: str
-    adapter: str
-    conv: str = "lax"
 
 
 class Network(NamedTuple):
@@ -61,7 +49,7 @@ NETWORKS = {
     "mlp": Network(
         [(784, 256), (256, 256), (256, 10)],
         (
-            Library("jflat", "with_jflat"),
+            Library("jflat", "with_jflat", is_peer=False),
             *TORCH,
             Library("matfree", "with_matfree"),
             Library("traceax", "with_traceax"),
@@ -72,8 +60,8 @@ NETWORKS = {
     "convnet": Network(
         [(3, 3, 1, 16), (3, 3, 16, 32), (1568, 64), (64, 10)],
         (
-            Library("jflat", "with_jflat"),
-            Library("jflat (slices)", "with_jflat", "slices"),
+            Library("jflat", "with_jflat", is_peer=False),
+            Library("jflat (slices)", "with_jflat", "slices", is_peer=False),
             *TORCH,
             Library("matfree (slices)", "with_matfree", "slices"),
         ),
@@ -83,45 +71,6 @@ TOY_NETWORKS = {"mlp": [(784, 8), (8, 10)], "convnet": [(3, 3, 1, 2), (392, 10)]
 TASKS = ("gradient", "hvp", "lanczos", "top", "top_known", "density", "trace")
 SIZES = {"lanczos": 90, "top": 10, "tolerance": 1e-4, "density": (10, 30), "trace": 100, "reference": 300}
 TOY_SIZES = {"lanczos": 8, "top": 2, "tolerance": 1e-4, "density": (2, 4), "trace": 4, "reference": 8}
-
-
-class Worker:
-    """A library's process (see `benchmarks.peers.worker`)."""
-
-    def __init__(self, python: str, library: Library, folder: pathlib.Path, sizes: dict[str, Any], cores: list[int]):
-        self.library = library
-        self.log = folder / f"{library.name}.log"
-        self._result = folder / f"{library.name}.npz"
-        specification = {"adapter": library.adapter, "conv": library.conv, "sizes": sizes, "cores": cores}
-        specification["problem"] = str(folder / "problem.npz")
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        if len(cores) == 1:
-            environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [python, "-m", "benchmarks.peers.worker", json.dumps(specification)]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(command, stderr=log, cwd=ROOT, env=environment, **pipes)
-        hello = self._answer()
-        self.versions, self.tasks = hello["versions"], hello["tasks"]
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.library.name} ended:\n{self.log.read_text()[-3000:]}")
-        return json.loads(line)
-
-    def __call__(self, task: str, **request: Any) -> dict[str, float]:
-        print(json.dumps({"task": task} | request), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def result(self, task: str, **request: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The times of a call and the arrays it gave."""
-        times = self(task, save=str(self._result), **request)
-        return times, dict(np.load(self._result))
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def _images(num: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -174,23 +123,7 @@ def _compare(
                 break
         requests.append(request)
         rows.append({"library": worker.library.name, "versions": worker.versions, **errors, **request, "first": first})
-    turns = [
-        [worker(task, **request) for worker, request in zip(workers, requests, strict=True)] for _ in range(repeats)
-    ]
-    for i, row in enumerate(rows):
-        times = np.array([[turn[i][clock], turn[0][clock]] for turn in turns])
-        low, median, high = np.quantile(times[:, 0], [0.25, 0.5, 0.75])
-        row |= {
-            "clock": clock,
-            "ms": round(1e3 * median, 3),
-            "ms_quartiles": [round(1e3 * low, 3), round(1e3 * high, 3)],
-            "wall_ms": round(1e3 * np.median([turn[i]["wall"] for turn in turns]), 3),
-            "processor_ms": round(1e3 * np.median([turn[i]["processor"] for turn in turns]), 3),
-            "compile_s": round(max(row.pop("first")["wall"] - np.median([turn[i]["wall"] for turn in turns]), 0.0), 2),
-            "jflat_over_this": round(float(np.median(times[:, 1]) / median), 3),
-            "jflat_over_this_paired": round(float(np.median(times[:, 1] / times[:, 0])), 3),
-        }
-    return rows
+    return timed(task, workers, rows, requests, repeats, clock)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -238,34 +171,24 @@ def main(
         network = NETWORKS[name]
         shapes = TOY_NETWORKS[name] if toy else network.shapes
         problem, data, loss = _problem(shapes, 32 if toy else 512, 0.28)
-        libraries = [library for library in network.libraries if peers or library.adapter == "with_jflat"]
-        with tempfile.TemporaryDirectory() as folder:
-            np.savez(pathlib.Path(folder) / "problem.npz", **problem)
-            reference = Reference(problem, sizes)
-            workers: list[Worker] = []
-            gradients: dict[str, float] = {}
-            try:
-                for library in libraries:
-                    python = sys.executable if library.adapter == "with_jflat" else str(peers)
-                    workers.append(Worker(python, library, pathlib.Path(folder), sizes, cores))
-                for task in tasks or (TASKS[:4] if toy else TASKS):
-                    clock = "processor" if len(cores) == 1 else "wall"
-                    for row in _compare(task, workers, reference, repeats, clock, sizes["tolerance"]):
-                        if task == "gradient":
-                            gradients[row["library"]] = row["ms"]
-                        elif task in products and gradients:
-                            own = gradients.get(row["library"], gradients[libraries[0].name])
-                            row["gradients_per_product"] = round(row["ms"] / products[task] / own, 2)
-                        about = {"benchmark": "curvature", "network": name, "parameters": len(problem["direction"])}
-                        about |= {"samples": len(problem["y"]), "data": data, "loss": loss, "task": task}
-                        about |= {"threads": len(cores) or os.cpu_count(), "repeats": repeats}
-                        rows.append(record(output, about | row))
-                    if output is not None:
-                        stored = [json.loads(line) for line in output.read_text().splitlines()]
-                        stored = [row for row in stored if row["benchmark"] == "curvature"]
-                        output.with_suffix(".md").write_text(_table(stored))
-            finally:
-                for worker in workers:
-                    worker.close()
+        reference = Reference(problem, sizes)
+        gradients: dict[str, float] = {}
+        with working(network.libraries, peers, problem, sizes, cores) as workers:
+            for task in tasks or (TASKS[:4] if toy else TASKS):
+                clock = "processor" if len(cores) == 1 else "wall"
+                for row in _compare(task, workers, reference, repeats, clock, sizes["tolerance"]):
+                    if task == "gradient":
+                        gradients[row["library"]] = row["ms"]
+                    elif task in products and gradients:
+                        own = gradients.get(row["library"], gradients[network.libraries[0].name])
+                        row["gradients_per_product"] = round(row["ms"] / products[task] / own, 2)
+                    about = {"benchmark": "curvature", "network": name, "parameters": len(problem["direction"])}
+                    about |= {"samples": len(problem["y"]), "data": data, "loss": loss, "task": task}
+                    about |= {"threads": len(cores) or os.cpu_count(), "repeats": repeats}
+                    rows.append(record(output, about | row))
+                if output is not None:
+                    stored = [json.loads(line) for line in output.read_text().splitlines()]
+                    stored = [row for row in stored if row["benchmark"] == "curvature"]
+                    output.with_suffix(".md").write_text(_table(stored))
     print(_table(rows))
     return rows

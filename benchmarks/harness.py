@@ -32,17 +32,23 @@ def milliseconds(seconds: float, low: float, high: float) -> dict[str, Any]:
 
 
 class Measurement(NamedTuple):
-    """Seconds of one call (median and quartiles over blocked calls), seconds to compile, bytes of temporaries."""
+    """Seconds of one call (median and quartiles over blocked calls), seconds to compile, bytes of temporaries, and
+    seconds of processor time of one call over all threads (median and quartiles)."""
 
     seconds: float
     low: float
     high: float
     compile_seconds: float
     temporary_bytes: int
+    cpu_seconds: float
+    cpu_low: float
+    cpu_high: float
 
     def row(self) -> dict[str, Any]:
         """The fields for a JSON line, in milliseconds."""
+        processor = milliseconds(self.cpu_seconds, self.cpu_low, self.cpu_high)
         return milliseconds(self.seconds, self.low, self.high) | {
+            **{f"cpu_{name}": value for name, value in processor.items()},
             "compile_s": round(self.compile_seconds, 2),
             "temporary_mb": round(self.temporary_bytes / 1e6, 2),
         }
@@ -84,7 +90,12 @@ def measure_together(
     calls = {name: functools.partial(_call, compiled[name], args) for name, (_, args) in rivals.items()}
     times = times_in_turn(calls, repeats)
     return {
-        name: Measurement(*np.quantile(times[name][:, 0], QUARTILES), compile_seconds[name], temporary[name])
+        name: Measurement(
+            *np.quantile(times[name][:, 0], QUARTILES),
+            compile_seconds[name],
+            temporary[name],
+            *np.quantile(times[name][:, 1], QUARTILES),
+        )
         for name in rivals
     }
 

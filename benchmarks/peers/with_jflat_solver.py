@@ -1,0 +1,37 @@
+"""`jflat.solvers.minres_qlp`; the form "project" is its two compatible solves."""
+
+import jax
+import jax.numpy as jnp
+
+from jflat.solvers import minres_qlp
+
+PACKAGES = ("jflat", "jax", "jaxlib")
+
+
+def tasks(problem, sizes, conv):
+    """See `benchmarks.peers.worker`."""
+    jax.config.update("jax_enable_x64", True)
+    matrix, compatible, incompatible = (jnp.asarray(problem[name]) for name in ("matrix", "compatible", "incompatible"))
+
+    @jax.jit
+    def solve(matrix, b):
+        def matvec(v):
+            return matrix @ v
+
+        return minres_qlp(
+            matvec, b, rtol=sizes["rtol"], max_steps=sizes["max_steps"], project=conv == "project", loop="device"
+        )
+
+    product = jax.jit(lambda matrix, v: matrix @ v)
+
+    def read(result):
+        return {"vector": result.solution, "products": result.num_products, "status": result.status}
+
+    return {
+        "product": (
+            lambda: jax.block_until_ready(product(matrix, compatible)),
+            lambda result: {"vector": result, "products": 1},
+        ),
+        "compatible": (lambda: jax.block_until_ready(solve(matrix, compatible)), read),
+        "incompatible": (lambda: jax.block_until_ready(solve(matrix, incompatible)), read),
+    }

@@ -1,0 +1,30 @@
+"""`scipy.sparse.linalg.minres`: a least-squares solution, the shortest one if b has no part in the kernel."""
+
+from scipy.sparse.linalg import LinearOperator, minres
+
+PACKAGES = ("scipy", "numpy")
+
+
+def tasks(problem, sizes, conv):
+    """See `benchmarks.peers.worker`."""
+    matrix = problem["matrix"]
+    counted = {"products": 0}
+
+    def matvec(v):
+        counted["products"] += 1
+        return matrix @ v
+
+    operator = LinearOperator(matrix.shape, matvec, dtype=matrix.dtype)
+
+    def solve(b):
+        counted["products"] = 0
+        return minres(operator, b, rtol=sizes["rtol"], maxiter=sizes["max_steps"])
+
+    def read(result):
+        return {"vector": result[0], "products": counted["products"], "status": result[1]}
+
+    return {
+        "product": (lambda: matrix @ problem["compatible"], lambda result: {"vector": result, "products": 1}),
+        "compatible": (lambda: solve(problem["compatible"]), read),
+        "incompatible": (lambda: solve(problem["incompatible"]), read),
+    }
