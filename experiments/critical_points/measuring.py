@@ -1,7 +1,7 @@
 """What is stored of a batch of runs of a finder, and shares of runs with bootstrap errors."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,13 +10,16 @@ from jax.flatten_util import ravel_pytree
 
 from jflat.critical import FinderResult, Iterate, Method, classify, find_critical_points
 from jflat.report import Measured, bootstrap_interval
+from jflat.solvers import MinresFlag
 
-__all__ = ["TAUS", "find", "share"]
+__all__ = ["TAUS", "ends_flat", "find", "passes_flat", "share"]
 
 TAUS = (5e-4, 1e-6, 1e-8)
 """Of F(tau)."""
 CUTOFFS = (1e-3, 1e-5, 1e-7)
 """Of the index, relative to |H|."""
+FLAT = 0.9
+"""r of a point that is called gradient-flat, if the solver stopped there for least squares."""
 
 
 def find(
@@ -47,7 +50,7 @@ def find(
         "inner_steps": trace.inner_steps.sum(1),
         "finder_outcome": result.status,
         "last_residual": _last(trace.residual, result.num_steps),
-        "largest_residual": trace.residual.max(1),
+        "last_flag": _last(trace.flag, result.num_steps),
         "flattest_residual": result.flattest.residual,
     }
     if keep_trace:
@@ -74,6 +77,19 @@ def _last(rows: jax.Array, count: jax.Array) -> np.ndarray:
     """The entry of the last step of each run."""
     place = np.maximum(np.asarray(count) - 1, 0)
     return np.take_along_axis(np.asarray(rows), place[:, None], axis=1)[:, 0]
+
+
+def passes_flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which runs pass a point of r > 0.9 where MINRES-QLP stopped for least squares (flag 2, so r_H is below its rtol).
+
+    That is the published definition; r at a point where the solver used up its steps says nothing of the point.
+    """
+    return np.nan_to_num(arrays["flattest_residual"]) > FLAT
+
+
+def ends_flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The same of the last step of each run."""
+    return (np.nan_to_num(arrays["last_residual"]) > FLAT) & (arrays["last_flag"] == MinresFlag.LEAST_SQUARES)
 
 
 def share(holds: np.ndarray, seed: int = 0) -> Measured:

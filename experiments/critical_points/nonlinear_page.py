@@ -121,8 +121,9 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     table = Table(
         header,
         rows,
-        "Critical: |g|² below the published level at the best point; both tests: relative to |H| |θ| as well. F: "
-        "medians at the last point. Index by cutoff: median ratio of the counts at 1e-7 |H| and 1e-3 |H|.",
+        "Critical: |g|² below the published level at the best point; both tests: relative to |H| |θ| as well. "
+        "r > 0.9: where the solver stopped for least squares, at the last step or at any. F: medians at the "
+        "last point. Index by cutoff: median ratio of the counts at 1e-7 |H| and 1e-3 |H|.",
     )
     what = f"Newton-MR on networks with the activation x sigmoid(x); data: {config['data']}."
     return page(directory, stored, "Critical points: nonlinear networks", what, claim, pictures, [table])
