@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jflat.core.mesh import gather, make_mesh
-from jflat.training import make_train, train_seeds
+from jflat.training import make_train, seeds, train_seeds
 
 DATA = (jax.random.normal(jax.random.key(1), (24, 4)), jax.random.normal(jax.random.key(2), (24,)))
 KEYS = jax.random.split(jax.random.key(3), 8)
@@ -193,6 +193,13 @@ def test_refused(options, message):
         options["mesh"] = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto)
     with pytest.raises(ValueError, match=message):
         train_seeds(make(), options.pop("keys", KEYS), **options)
+
+
+def test_processes_that_would_not_compute_the_same_run_are_refused(monkeypatch):
+    """Two processes, of which the other has another fingerprint."""
+    monkeypatch.setattr(seeds.multihost_utils, "process_allgather", lambda mine: np.stack([mine, mine + 1]))
+    with pytest.raises(ValueError, match="train_seeds: arguments must be the same on every process"):
+        seeds._require_same_on_all("0a" * 32)
 
 
 def test_a_long_checkpoint_interval_saves_only_the_end(tmp_path):
