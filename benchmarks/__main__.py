@@ -1,5 +1,7 @@
 """Run benchmarks: `python -m benchmarks [NAME ...] [--toy] [--output FILE]`; JSON lines to the screen and the file.
 
+`python -m benchmarks --peers PYTHON` runs those that have peers, and ends with the table of ratios
+(`benchmarks.peers.ratios`, also written beside FILE); `bash benchmarks/peers/install FOLDER` makes PYTHON.
 `python -m benchmarks compare OLD NEW` compares two such files (`benchmarks.compare`).
 """
 
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import compare
+from benchmarks.peers import ratios
 
 BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "solvers", "width", "scaling")
 PEERED = ("curvature", "optimisers", "solvers", "width")
@@ -36,12 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peers.add_argument("--tasks", nargs="+", help="gradient, hvp, lanczos, top, top_known, density, trace")
     options = parser.parse_args(arguments)
     own = {name: getattr(options, name) for name in ("peers", "threads", "repeats", "networks", "tasks")}
+    rows = []
     for name in options.names or (PEERED if options.peers else BENCHMARKS):
         if name not in BENCHMARKS:
             parser.error(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
         module = importlib.import_module(f"benchmarks.{name}")
         understood = inspect.signature(module.main).parameters
-        module.main(options.output, options.toy, **{key: own[key] for key in own if key in understood})
+        rows += module.main(options.output, options.toy, **{key: own[key] for key in own if key in understood})
+    if options.peers:
+        text = ratios.table(rows)
+        print(text)
+        if options.output is not None:
+            options.output.with_suffix(".ratios.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

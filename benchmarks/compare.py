@@ -11,9 +11,9 @@ counts. Every number that is a ratio or a time (`kind`) is then put beside the o
     other machine   a time from elsewhere, not judged
 
 with q the quartiles stored for the number (`NAME_quartiles`), else those of `cpu_ms` for names that begin with "cpu_",
-else those of `ms` (wall time, so too wide for processor time on a busy machine); without any the interval is a point. Of a gain the inverse is
-judged. Times count only between runs on the same machine, ratios anywhere. The exit code is 1 if anything is slower or
-no longer a finite number, 2 if nothing meets.
+else those of `ms` (wall time, so too wide for processor time on a busy machine); without any the interval is a point.
+Of a gain the inverse is judged. Times count only between runs on the same machine, ratios anywhere. The exit code is 1
+if anything is slower or no longer a finite number, 2 if nothing meets.
 """
 
 import argparse
