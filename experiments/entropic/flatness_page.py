@@ -317,7 +317,9 @@ def draw(directory: pathlib.Path, claim: str) -> Summary:
     blocks: list[Any] = [what]
     for model in config["models"]:
         header_claims = [f"{MODELS[model]}: claim", "status", "ours", "paper's"]
-        blocks.append(Table(header_claims, _claim_rows(metrics, model), f"Paper: {claim}"))
+        claim_rows = _claim_rows(metrics, model)
+        blocks.append(Table(header_claims, claim_rows, f"Paper: {claim}"))
+        texts.append(text_table(header_claims, claim_rows))
     if metrics["failures"]:
         caption = "What did not succeed. A value that is not finite is left out of the means and correlations; "
         caption += "a sharpness that stopped at its last step is a lower bound."
