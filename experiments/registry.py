@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "critical-nonlinear": "experiments.critical_points.nonlinear",
     "critical-quartic": "experiments.critical_points.quartic",
     "critical-tolerance": "experiments.critical_points.tolerance",
+    "entropic-cifar": "experiments.entropic.cifar",
     "flatness": "experiments.entropic.flatness_predicts_generalisation",
     "landscape-connectivity": "experiments.global_landscape.connectivity",
     "landscape-constructions": "experiments.global_landscape.constructions",

@@ -52,6 +52,8 @@ class Hyperparameters:
     learning_rate: float = 0.1
     """Of SGD, SAM and each replica, at the start of its cosine."""
     momentum: float = 0.9
+    weight_decay: float = 0.0
+    """Added to each gradient, times the weights, before the momentum (of Entropy-SGD: to both)."""
     rho: float = 0.05
     """SAM's radius."""
     num_inner: int = 5
@@ -99,8 +101,10 @@ def make_method(name: str, hyper: Hyperparameters, num_gradients: int, num_evals
     check.require(num_steps > 0, "make_method", "num_gradients", rule, num_gradients)
 
     def sgd(rate: float, updates: int) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, updates)
-        return optax.sgd(schedule, hyper.momentum, nesterov=True)
+        return decayed(optax.sgd(optax.cosine_decay_schedule(rate, updates), hyper.momentum, nesterov=True))
+
+    def decayed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(optax.add_decayed_weights(hyper.weight_decay), tx) if hyper.weight_decay else tx
 
     base = sgd(hyper.learning_rate, num_steps)
     if name == "sgd":
@@ -110,8 +114,8 @@ def make_method(name: str, hyper: Hyperparameters, num_gradients: int, num_evals
     if name == "entropy_sgd":
         cycles = num_steps // hyper.num_inner
         tx = entropy_sgd(
-            optax.sgd(optax.cosine_decay_schedule(hyper.outer_learning_rate, cycles), hyper.momentum, nesterov=True),
-            optax.sgd(hyper.inner_learning_rate, hyper.momentum, nesterov=True),
+            sgd(hyper.outer_learning_rate, cycles),
+            decayed(optax.sgd(hyper.inner_learning_rate, hyper.momentum, nesterov=True)),
             num_inner=hyper.num_inner,
             gamma=exponential_focusing(hyper.entropy_gamma, hyper.entropy_focusing, steps=cycles),
             outer_scale="none",

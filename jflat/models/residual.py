@@ -93,8 +93,8 @@ def resnet(
       A `Model`, with batch normalisation.
 
     Raises:
-      ValueError: for a size below 1, widths and blocks of different lengths, a momentum outside [0, 1]; at call time for
-        inputs of another shape or of integers.
+      ValueError: for a size below 1, widths and blocks of different lengths, a momentum outside [0, 1]; at call
+        time for inputs of another shape or of integers.
 
     Cost: ResNet-18 on 32 x 32 x 3 takes 1.1e9 operations a sample for the logits, three times that with the gradient.
 

@@ -179,7 +179,7 @@ def make_train(
 
         def take(i: Any) -> PyTree:
             batch = jax.tree.map(lambda x: x[drawn.indices[i]], data)
-            return batch if augment_fn is None else augment_fn(drawn.keys[i], batch)
+            return batch if augment_fn is None or drawn.keys is None else augment_fn(drawn.keys[i], batch)
 
         (value, new_model_state), grads = jax.value_and_grad(stateful_loss, has_aux=True)(params, model_state, take(0))
 
