@@ -1,8 +1,9 @@
 r"""One driver for all finders of critical points: a compiled loop with a trace, that keeps the best points it passed.
 
-A run goes on until its last step, or until the method cannot move. It should not be stopped at the first small
-gradient: what is a critical point is decided afterwards, by the best iterate's |g|^2 (1e-10 and 1e-30 are different
-points; publications found that early termination gives wrong losses and indices).
+A run goes on until its last step, or until the method cannot move, or finds that the Hessian is not finite or not
+symmetric (seen in products that a step makes anyway). It should not be stopped at the first small gradient: what is a
+critical point is decided afterwards, by the best iterate's |g|^2 (1e-10 and 1e-30 are different points; publications
+found that early termination gives wrong losses and indices).
 
 Under `vmap` over starts one program serves all of them. A run that has ended costs its share of each step's vector
 operations, but no step of the inner solver. The trace is written in place, one row a step: all runs share the loop's

@@ -46,11 +46,11 @@ def newton_mr(
     """Newton-MR as a `Method` for `find_critical_points`: theta <- theta - alpha H^+ g.
 
     Args:
-      rtol: of MINRES-QLP; None is 1e-10 in float64. What is found depends on it: with the 5e-4 of the publications more
-        runs end at points that look gradient-flat (r > 0.9) and are not.
+      rtol: of MINRES-QLP, in (0, 1); None is 1e-10 in float64. What is found depends on it: with the 5e-4 of the
+        publications more runs end at points that look gradient-flat (r > 0.9) and are not.
       max_inner: cap of the Lanczos steps; None is P.
-      max_norm: cap of |p| (publications: 1e4).
-      max_condition: pivots below |H| / max_condition count as zero.
+      max_norm: cap of |p|, positive (publications: 1e4).
+      max_condition: pivots below |H| / max_condition count as zero; at least 1.
       reorthogonalise: store the Lanczos vectors.
       line_search: on |g|^2. With `pure_decrease` the full step is tried first.
 

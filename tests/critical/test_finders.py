@@ -303,8 +303,11 @@ def turning(w):
     return w @ w / 2
 
 
-turning.defjvp(lambda primals, tangents: (turning(*primals), (primals[0] + jnp.flip(primals[0]) * SIGNS) @ tangents[0]))
-SIGNS = np.array([1.0, -1.0], np.float32)
+@turning.defjvp
+def _(primals, tangents):
+    (w,), (v,) = primals, tangents
+    return turning(w), jnp.array([w[0] + w[1], w[1] - w[0]]) @ v
+
 
 SECOND_ORDER = {name: method for name, method in METHODS.items() if name != "gradient_norm_minimisation"}
 
