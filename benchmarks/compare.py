@@ -9,6 +9,7 @@ counts. Every number that is a ratio or a time (`kind`) is then put beside the o
     noise    beyond the tolerance, but the intervals meet
     same     within the tolerance
     other machine   a time from elsewhere, not judged
+    busy            wall time, or a ratio of it, where the load of a run was above `BUSY` times its cores; not judged
 
 with q the quartiles stored for the number (`NAME_quartiles`), else those of `cpu_ms` for names that begin with "cpu_",
 else those of `ms` (wall time, so too wide for processor time on a busy machine); without any the interval is a point.
@@ -32,6 +33,8 @@ SETTINGS = ("stop_below",)
 """Numbers with a decimal point that say what was measured."""
 OUTCOMES = ("bytes", "collectives", "finite_at_zero_gradient", "inner_steps", "num_steps", "updates_per_second")
 """Whole numbers, and lists, that were measured."""
+BUSY = 1.5
+"""The load average over the cores that makes a machine busy; a benchmark's own is 1."""
 TIMES = ("ms", "cpu_s", "us_per_word", "ns_per_message", "ns_per_inner_step", "seconds_per_success")
 RATIOS = ("ratio", "gradients_per_product")
 
@@ -48,7 +51,7 @@ class Change(NamedTuple):
     new: float | None
     """None if the record is in the old run only."""
     verdict: str
-    """"slower", "faster", "same", "noise", "not finite", "other machine", "missing", "added"."""
+    """"slower", "faster", "same", "noise", "not finite", "other machine", "busy", "missing", "added"."""
 
 
 def key(row: dict[str, Any]) -> str:
@@ -98,12 +101,22 @@ def _interval(row: dict[str, Any], name: str, value: float) -> tuple[float, floa
     return value, value
 
 
+def _is_wall(row: dict[str, Any], name: str) -> bool:
+    """Whether neighbours change the number: it is not processor time, and not counted."""
+    is_processor = name.startswith("cpu_") or name == "processor_ms"
+    is_processor |= row.get("clock") == "processor" and name != "wall_ms"
+    is_counted = name == "ratio" and "bytes" in row
+    return not (is_processor or is_counted)
+
+
 def _verdict(old: dict[str, Any], new: dict[str, Any], name: str, tolerance: float) -> str:
     before, after = old[name], new.get(name)
     if after is None or not math.isfinite(after):
         return "not finite"
     if kind(name) == "time" and any(old.get(field) != new.get(field) for field in MACHINE):
         return "other machine"
+    if any(_is_wall(row, name) and (row.get("load") or 0) > BUSY * row["cores"] for row in (old, new)):
+        return "busy"
     first, last = (_interval(row, name, row[name]) for row in (old, new))
     if kind(name) == "gain":
         (before, first), (after, last) = (after, last), (before, first)

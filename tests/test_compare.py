@@ -40,7 +40,7 @@ def verdicts(tmp_path, old, new, **keywords):
 
 
 def test_the_same_run_on_another_day_is_the_same(tmp_path):
-    later = ROW | {"date": "2027-01-01", "load": 9.0, "jax": "0.12.0", "error": 5e-7}
+    later = ROW | {"date": "2027-01-01", "load": 1.0, "jax": "0.12.0", "error": 5e-7}
     found, code = verdicts(tmp_path, [ROW], [later])
     assert found == {"ms": "same", "over_floor": "same", "vmap_gain": "same"}
     assert code == 0
@@ -76,6 +76,16 @@ def test_times_of_another_machine_are_marked_and_ratios_still_judged(tmp_path):
     other = ROW | {"cores": 64, "ms": 100.0, "ms_quartiles": [99.0, 101.0], "over_floor": 8.0}
     found, code = verdicts(tmp_path, [ROW], [other])
     assert (found["ms"], found["over_floor"], code) == ("other machine", "slower", 1)
+
+
+def test_wall_time_on_a_busy_machine_is_not_judged_and_processor_time_is(tmp_path):
+    old = ROW | {"cpu_over_floor": 4.0, "wall_ms": 10.0}
+    new = old | {"load": 9.0, "ms": 30.0, "ms_quartiles": [29.0, 31.0], "over_floor": 9.0, "cpu_over_floor": 5.0}
+    found, code = verdicts(tmp_path, [old], [new])
+    assert (found["ms"], found["over_floor"], found["cpu_over_floor"], code) == ("busy", "busy", "slower", 1)
+    pinned = [row | {"clock": "processor"} for row in (old, new)]
+    found, _ = verdicts(tmp_path, pinned[:1], pinned[1:])
+    assert (found["ms"], found["wall_ms"]) == ("slower", "busy")
 
 
 def test_records_of_one_run_only_are_named(tmp_path):
@@ -121,7 +131,7 @@ def test_every_stored_run_is_listed_and_parses_and_is_of_a_benchmark():
             rows = compare.read(path)
             assert rows
             assert {row["benchmark"] for row in rows.values()} <= set(BENCHMARKS)
-            assert all(change.verdict == "same" for change in compare.changes(rows, rows))
+            assert {change.verdict for change in compare.changes(rows, rows)} <= {"same", "busy"}
 
 
 def test_every_listed_run_is_stored_and_its_commands_exist():
