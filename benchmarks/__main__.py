@@ -15,7 +15,18 @@ from collections.abc import Sequence
 from benchmarks import compare
 from benchmarks.peers import ratios
 
-BENCHMARKS = ("hvp", "optimisers", "seeds", "curvature", "messages", "critical", "solvers", "width", "coordinates", "scaling")
+BENCHMARKS = (
+    "hvp",
+    "optimisers",
+    "seeds",
+    "curvature",
+    "messages",
+    "critical",
+    "solvers",
+    "width",
+    "coordinates",
+    "scaling",
+)
 PEERED = ("curvature", "optimisers", "solvers", "width")
 """Those that a peer exists for."""
 

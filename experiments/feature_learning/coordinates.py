@@ -135,7 +135,7 @@ def _measure(config: Config, name: str, is_blow_up: bool, tell: Any) -> dict[str
             output_loss_fn=_half_squared_error if is_blow_up else linear_probe_loss,
             steps=1 if case.is_first_step and not is_blow_up else config.num_steps,
             seeds=config.num_seeds,
-            seeds_at_once=None if config.seeds_at_once >= config.num_seeds else config.seeds_at_once,
+            seeds_at_once=min(config.seeds_at_once, config.num_seeds),
             base_width=1,
         )
     return {**table.stats, "status": table.status}
