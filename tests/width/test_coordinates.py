@@ -1,9 +1,9 @@
 """Coordinate check. Oracles: the exponents of `classify`; a Python loop over seeds and steps without optax; slopes of
 written numbers. Constant chi, eta = 1 with base width 1 (so n itself scales), tanh, ten inputs, eight samples."""
 
-import flax.linen as nn
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
