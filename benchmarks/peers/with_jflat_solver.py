@@ -22,15 +22,17 @@ def tasks(problem, sizes, conv):
             matvec, b, rtol=sizes["rtol"], max_steps=sizes["max_steps"], project=conv == "project", loop="device"
         )
 
-    product = jax.jit(lambda matrix, v: matrix @ v)
+    @jax.jit
+    def products(matrix, v):
+        return jax.lax.fori_loop(0, sizes["products"], lambda _, v: matrix @ v, v)
 
     def read(result):
         return {"vector": result.solution, "products": result.num_products, "status": result.status}
 
     return {
-        "product": (
-            lambda: jax.block_until_ready(product(matrix, compatible)),
-            lambda result: {"vector": result, "products": 1},
+        "products": (
+            lambda: jax.block_until_ready(products(matrix, compatible)),
+            lambda result: {"vector": result, "products": sizes["products"]},
         ),
         "compatible": (lambda: jax.block_until_ready(solve(matrix, compatible)), read),
         "incompatible": (lambda: jax.block_until_ready(solve(matrix, incompatible)), read),

@@ -19,15 +19,17 @@ def tasks(problem, sizes, conv):
         solution = lineax.linear_solve(operator, b, solver, throw=False)
         return solution.value, solution.stats["num_steps"]
 
-    product = jax.jit(lambda matrix, v: matrix @ v)
+    @jax.jit
+    def products(matrix, v):
+        return jax.lax.fori_loop(0, sizes["products"], lambda _, v: matrix @ v, v)
 
     def read(result):
         return {"vector": result[0], "products": 2 * result[1]}
 
     return {
-        "product": (
-            lambda: jax.block_until_ready(product(matrix, compatible)),
-            lambda result: {"vector": result, "products": 1},
+        "products": (
+            lambda: jax.block_until_ready(products(matrix, compatible)),
+            lambda result: {"vector": result, "products": sizes["products"]},
         ),
         "compatible": (lambda: jax.block_until_ready(solve(matrix, compatible)), read),
         "incompatible": (lambda: jax.block_until_ready(solve(matrix, incompatible)), read),

@@ -20,11 +20,17 @@ def tasks(problem, sizes, conv):
         counted["products"] = 0
         return minres(operator, b, rtol=sizes["rtol"], maxiter=sizes["max_steps"])
 
+    def products():
+        v = problem["compatible"]
+        for _ in range(sizes["products"]):
+            v = matrix @ v
+        return v
+
     def read(result):
         return {"vector": result[0], "products": counted["products"], "status": result[1]}
 
     return {
-        "product": (lambda: matrix @ problem["compatible"], lambda result: {"vector": result, "products": 1}),
+        "products": (products, lambda result: {"vector": result, "products": sizes["products"]}),
         "compatible": (lambda: solve(problem["compatible"]), read),
         "incompatible": (lambda: solve(problem["incompatible"]), read),
     }
