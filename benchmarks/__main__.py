@@ -2,6 +2,7 @@
 
 `python -m benchmarks --peers PYTHON` runs those that have peers, and ends with the table of ratios
 (`benchmarks.peers.ratios`, also written beside FILE); `bash benchmarks/peers/install FOLDER` makes PYTHON.
+`python -m benchmarks ratios FILE ...` prints that table of stored runs.
 `python -m benchmarks compare OLD NEW` compares two such files (`benchmarks.compare`).
 """
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
         sys.exit(compare.main(arguments[1:]))
+    if arguments[:1] == ["ratios"]:
+        print(ratios.table(row for path in arguments[1:] for row in compare.read(pathlib.Path(path)).values()))
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--toy", action="store_true", help="a size that runs in seconds, to see that it works")

@@ -9,12 +9,14 @@ counts. Every number that is a ratio or a time (`kind`) is then put beside the o
     noise    beyond the tolerance, but the intervals meet
     same     within the tolerance
     other machine   a time from elsewhere, not judged
+    peer            a number of another library alone, not judged
     busy            wall time, or a ratio of it, where the load of a run was above `BUSY` times its cores; not judged
 
 with q the quartiles stored for the number (`NAME_quartiles`), else those of `cpu_ms` for names that begin with "cpu_",
 else those of `ms` (wall time, so too wide for processor time on a busy machine); without any the interval is a point.
-Of a gain the inverse is judged. Times count only between runs on the same machine, ratios anywhere. The exit code is 1
-if anything is slower or no longer a finite number, 2 if nothing meets.
+The interval of a ratio is twice as wide, as if its other number scattered as much. Of a gain the inverse is judged, of
+a peer's record (`library`) only jflat's ratio to it. Times count only between runs on one machine, ratios anywhere.
+The exit code is 1 if anything is slower or no longer a finite number, 2 if nothing meets.
 """
 
 import argparse
@@ -51,7 +53,7 @@ class Change(NamedTuple):
     new: float | None
     """None if the record is in the old run only."""
     verdict: str
-    """"slower", "faster", "same", "noise", "not finite", "other machine", "busy", "missing", "added"."""
+    """"slower", "faster", "same", "noise", "not finite", "other machine", "busy", "peer", "missing", "added"."""
 
 
 def key(row: dict[str, Any]) -> str:
@@ -96,7 +98,8 @@ def _interval(row: dict[str, Any], name: str, value: float) -> tuple[float, floa
         return low, high
     clock = "cpu_ms" if name.startswith("cpu_") and "cpu_ms" in row else "ms"
     if f"{clock}_quartiles" in row and row[clock] > 0:
-        low, high = (quartile / row[clock] for quartile in row[f"{clock}_quartiles"])
+        power = 1 if kind(name) == "time" else 2
+        low, high = ((quartile / row[clock]) ** power for quartile in row[f"{clock}_quartiles"])
         return min(low, 1.0) * value, max(high, 1.0) * value
     return value, value
 
@@ -113,6 +116,8 @@ def _verdict(old: dict[str, Any], new: dict[str, Any], name: str, tolerance: flo
     before, after = old[name], new.get(name)
     if after is None or not math.isfinite(after):
         return "not finite"
+    if not str(old.get("library", "jflat")).startswith("jflat") and "jflat" not in name:
+        return "peer"
     if kind(name) == "time" and any(old.get(field) != new.get(field) for field in MACHINE):
         return "other machine"
     if any(_is_wall(row, name) and (row.get("load") or 0) > BUSY * row["cores"] for row in (old, new)):

@@ -15,7 +15,7 @@ ROW = {
     "instances": 20,
     "inputs": 1001,
     "ms": 10.0,
-    "ms_quartiles": [9.5, 10.5],
+    "ms_quartiles": [9.8, 10.2],
     "over_floor": 4.0,
     "vmap_gain": 1.25,
     "error": 1e-7,
@@ -78,6 +78,13 @@ def test_times_of_another_machine_are_marked_and_ratios_still_judged(tmp_path):
     assert (found["ms"], found["over_floor"], code) == ("other machine", "slower", 1)
 
 
+def test_a_peer_that_becomes_slower_is_no_regression(tmp_path):
+    old = ROW | {"library": "PyHessian", "gradients_per_product": 1.0, "jflat_over_this": 0.7}
+    found, code = verdicts(tmp_path, [old], [old | {"gradients_per_product": 2.0, "jflat_over_this": 0.3}])
+    assert (found["gradients_per_product"], found["jflat_over_this"], code) == ("peer", "faster", 0)
+    assert verdicts(tmp_path, [old], [old | {"jflat_over_this": 1.1}])[1] == 1
+
+
 def test_wall_time_on_a_busy_machine_is_not_judged_and_processor_time_is(tmp_path):
     old = ROW | {"cpu_over_floor": 4.0, "wall_ms": 10.0}
     new = old | {"load": 9.0, "ms": 30.0, "ms_quartiles": [29.0, 31.0], "over_floor": 9.0, "cpu_over_floor": 5.0}
@@ -131,7 +138,7 @@ def test_every_stored_run_is_listed_and_parses_and_is_of_a_benchmark():
             rows = compare.read(path)
             assert rows
             assert {row["benchmark"] for row in rows.values()} <= set(BENCHMARKS)
-            assert {change.verdict for change in compare.changes(rows, rows)} <= {"same", "busy"}
+            assert {change.verdict for change in compare.changes(rows, rows)} <= {"same", "busy", "peer"}
 
 
 def test_every_listed_run_is_stored_and_its_commands_exist():
@@ -139,4 +146,9 @@ def test_every_listed_run_is_stored_and_its_commands_exist():
     for line in table:
         files, commands, _ = (cell.strip() for cell in line.strip("|").split("|"))
         assert all((RESULTS / name).is_file() for name in files.split("`")[1::2])
-        assert {name.split()[0] for name in commands.split("`")[1::2]} <= set(BENCHMARKS)
+        assert {name.split()[0] for name in commands.split("`")[1::2]} <= {*BENCHMARKS, "ratios"}
+
+
+def test_the_stored_table_of_ratios_is_that_of_the_stored_runs(capsys):
+    main(["ratios", *(str(RESULTS / f"{name}_cpu_1_core.jsonl") for name in ("curvature", "peers"))])
+    assert capsys.readouterr().out == (RESULTS / "peers_cpu_1_core.ratios.md").read_text()

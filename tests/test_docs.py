@@ -172,7 +172,7 @@ def test_commands_name_what_there_is():
     for page, words in commands():
         if words[0] == "benchmarks":
             end = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-            assert words[1:2] == ["compare"] or set(words[1:end]) <= set(BENCHMARKS), (page, words)
+            assert words[1:2] in (["compare"], ["ratios"]) or set(words[1:end]) <= set(BENCHMARKS), (page, words)
         elif words[1:2] == ["run"] and words[2] != "NAME":
             module = registry.load(words[2])
             known = {field.name for field in dataclasses.fields(module.Config)} | {"preset", "output", "help"}

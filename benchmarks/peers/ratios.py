@@ -13,7 +13,8 @@ def _what(row: dict[str, Any]) -> str:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Markdown, from records with a `library`: of equal ones the last counts, and those of jflat give its error.
+    """Markdown, from records with a `library`: of equal ones the last counts, and those of "jflat" give its error;
+    other forms of it, "jflat (...)", are left out.
 
     The ratio is of processor time where that was taken (`cpu_jflat_over_this`, or the record's `clock`), and missing
     where there was nothing to time. Peers' versions stand above.
@@ -29,7 +30,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""] if versions else []
     lines += ["| task | peer | jflat / peer | error of jflat | of the peer |", "|" + " --- |" * 5]
     for (what, library), row in found.items():
-        if library == "jflat":
+        if library.startswith("jflat"):
             continue
         ours = found.get((what, "jflat"), {})
         ratio = row.get("cpu_jflat_over_this", row.get("jflat_over_this"))
