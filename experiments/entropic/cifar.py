@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import image_splits
-from experiments.entropic import cifar_page
+from experiments.entropic import cifar_page, training
 from experiments.entropic.methods import Hyperparameters, Method, MethodName, make_method
 from experiments.image_splits import Splits
 from experiments.parts import Arrays, Part, run_parts
@@ -41,7 +41,7 @@ from jflat.data import Batches, mean_over_batches, random_crop_flip, split_batch
 from jflat.flatness import local_energy
 from jflat.losses import accuracy_error, cross_entropy
 from jflat.models import Model, convnet, resnet
-from jflat.training import Train, make_train, train_seeds
+from jflat.training import Train, train_seeds
 
 __all__ = ["CLAIM", "PRESETS", "Config", "make_measurement", "make_model", "make_run", "report", "run"]
 
@@ -138,9 +138,6 @@ PRESETS = {
     ),
 }
 
-LARGEST_BATCH = 500
-"""Images evaluated at once outside training."""
-
 
 def load_splits(config: Config) -> Splits:
     """Training and test images at full resolution, a function of the configuration alone."""
@@ -170,35 +167,11 @@ def _method(config: Config, name: str) -> Method:
 def make_run(config: Config, model: Model, method_name: str, splits: Splits) -> Train:
     """Training as a pure function of a key; errors are taken at `num_evals` times, with re-estimated statistics."""
 
-    def loss_fn(params: PyTree, state: PyTree, batch: Any) -> tuple[jax.Array, PyTree]:
-        logits, state = model.apply_train(params, state, batch[0])
-        return cross_entropy(logits, batch[1]), state
-
     def augment_fn(key: jax.Array, batch: Any) -> Any:
         return random_crop_flip(key, batch[0], padding=config.padding, flip=config.flip), batch[1]
 
-    def errors(train: Batches, test: Batches, params: PyTree, state: PyTree) -> dict[str, jax.Array]:
-        error_fn = _with_statistics(model, state, accuracy_error)
-        sets = {"train_error": train, "test_error": test}
-        return {name: mean_over_batches(lambda batch: error_fn(params, batch), part) for name, part in sets.items()}
-
-    method = _method(config, method_name)
-    return make_train(
-        loss_fn,
-        model.init,
-        method.tx,
-        splits.train,
-        num_steps=method.num_steps,
-        batch_size=min(config.batch_size, config.num_train),
-        num_evals=config.num_evals,
-        metrics_fn=jax.tree_util.Partial(errors, *(split_batches(part, LARGEST_BATCH) for part in splits[:2])),
-        has_model_state=True,
-        statistics_fn=lambda params, batch: model.batch_statistics(params, batch[0]),
-        augment_fn=augment_fn,
-        num_replicas=method.num_replicas,
-        gradients_per_update=method.gradients_per_update,
-        eval_params_fn=method.eval_params_fn,
-    )
+    options: Any = {"batch_size": config.batch_size, "num_evals": config.num_evals, "augment_fn": augment_fn}
+    return training.make_run(model, _method(config, method_name), splits, **options)
 
 
 def _with_statistics(model: Model, state: PyTree, loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -211,7 +184,7 @@ def make_measurement(config: Config, model: Model, splits: Splits) -> Callable[.
 
     One key for all solutions: they meet the same noise, and their differences are better determined than their values.
     """
-    data = split_batches(tuple(part[: config.num_measured] for part in splits.train), LARGEST_BATCH)
+    data = split_batches(tuple(part[: config.num_measured] for part in splits.train), training.LARGEST_BATCH)
 
     @jax.jit
     def measure(data: Batches, params: PyTree, state: PyTree, key: jax.Array) -> dict[str, jax.Array]:

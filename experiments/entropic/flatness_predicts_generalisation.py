@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import image_splits, spread
-from experiments.entropic import flatness_page
+from experiments.entropic import flatness_page, training
 from experiments.entropic.methods import METHODS, Hyperparameters, Method, MethodName, make_method
 from experiments.image_splits import Splits
 from experiments.registry import Progress, Summary
@@ -36,8 +36,6 @@ from jflat.core import check
 from jflat.core.mesh import gather
 from jflat.curvature import hessian, spectral_density
 from jflat.data import (
-    Batches,
-    mean_over_batches,
     split_batches,
     with_label_noise,
 )
@@ -45,7 +43,7 @@ from jflat.flatness import flatness_card
 from jflat.losses import accuracy_error, cross_entropy
 from jflat.models import Model, convnet, mlp
 from jflat.report import load_run, save_run
-from jflat.training import Train, make_train, train_seeds
+from jflat.training import Train, train_seeds
 
 __all__ = [
     "CLAIM",
@@ -187,46 +185,18 @@ def _method(config: Config, name: str) -> Method:
 
 def make_run(config: Config, model: Model, method_name: str, splits: Splits) -> Train:
     """Training as a pure function of a key: `jit(vmap(make_run(...)))(keys)`; errors are taken at `num_evals` times."""
-
-    def loss_fn(params: PyTree, state: PyTree, batch: Any) -> tuple[jax.Array, PyTree]:
-        logits, state = model.apply_train(params, state, batch[0])
-        return cross_entropy(logits, batch[1]), state
-
-    def errors(train: Batches, test: Batches, params: PyTree, state: PyTree) -> dict[str, jax.Array]:
-        def error(batch: Any) -> jax.Array:
-            return accuracy_error(model.apply(params, state, batch[0]), batch[1])
-
-        return {"train_error": mean_over_batches(error, train), "test_error": mean_over_batches(error, test)}
-
     method = _method(config, method_name)
-    return make_train(
-        loss_fn,
-        model.init,
-        method.tx,
-        splits.train,
-        num_steps=method.num_steps,
-        batch_size=min(config.batch_size, config.num_train),
-        num_evals=config.num_evals,
-        metrics_fn=jax.tree_util.Partial(errors, *(split_batches(part, LARGEST_BATCH) for part in splits[:2])),
-        has_model_state=True,
-        statistics_fn=(lambda params, batch: model.batch_statistics(params, batch[0])) if model.has_state else None,
-        num_replicas=method.num_replicas,
-        gradients_per_update=method.gradients_per_update,
-        eval_params_fn=method.eval_params_fn,
-    )
+    return training.make_run(model, method, splits, batch_size=config.batch_size, num_evals=config.num_evals)
 
 
 SAMPLER: dict[str, Any] = {"num_nodes": 4, "num_steps": 4, "burn_in": 4, "num_leapfrog": 3}
 """Of the local entropy, cut to what the main job can afford for every solution."""
 
-LARGEST_BATCH = 500
-"""Samples evaluated at once outside training."""
-
 
 def training_batches(splits: Splits) -> Any:
     """The whole training set: one batch where it is small (its Hessian is linearised once), else `Batches`."""
-    is_small = len(splits.train[1]) <= LARGEST_BATCH
-    return splits.train if is_small else split_batches(splits.train, LARGEST_BATCH)
+    is_small = len(splits.train[1]) <= training.LARGEST_BATCH
+    return splits.train if is_small else split_batches(splits.train, training.LARGEST_BATCH)
 
 
 def make_measurement(config: Config, model: Model, splits: Splits) -> Any:

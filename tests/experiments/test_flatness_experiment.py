@@ -15,6 +15,7 @@ from experiments.__main__ import main
 from experiments.entropic import flatness_page
 from experiments.entropic import flatness_predicts_generalisation as experiment
 from experiments.entropic.methods import METHODS, Hyperparameters, make_method
+from jflat.data import mean_over_batches, split_batches
 
 SMOKE = experiment.PRESETS["smoke"]
 
@@ -67,8 +68,8 @@ def test_a_network_with_batch_norm_is_judged_with_re_estimated_statistics(method
     splits = experiment.load_splits(config)
     model = experiment.make_model(config, "convnet_batch_norm", splits)
     result = jax.jit(experiment.make_run(config, model, method, splits))(jax.random.key(0))
-    batches = experiment.split_batches(splits.train, config.batch_size)
-    exact = experiment.mean_over_batches(lambda b: model.batch_statistics(result.params, b[0]), batches)
+    batches = split_batches(splits.train, config.batch_size)
+    exact = mean_over_batches(lambda b: model.batch_statistics(result.params, b[0]), batches)
     for ours, theirs in zip(jax.tree.leaves(result.model_state), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert np.isfinite(result.history["test_error"]).all()
@@ -100,7 +101,7 @@ def test_splits_share_no_sample_and_have_the_exact_number_of_wrong_labels():
 def test_flatness_is_measured_on_every_training_sample(num_train):
     """Oracle: the mean over the whole set; 700 is one full batch of 500 and a short one."""
     splits = experiment.load_splits(dataclasses.replace(SMOKE, num_train=num_train))
-    found = experiment.mean_over_batches(lambda b: jnp.mean(b[0], axis=0), experiment.training_batches(splits))
+    found = mean_over_batches(lambda b: jnp.mean(b[0], axis=0), experiment.training_batches(splits))
     np.testing.assert_allclose(found, np.mean(splits.train[0], axis=0), atol=1e-5)
 
 
