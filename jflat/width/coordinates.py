@@ -136,7 +136,7 @@ def coord_check(
       steps: T >= 1.
       seeds: S >= 1 independent initialisations.
       seeds_at_once: how many of them side by side, in one program. None is one on a CPU, where products with several
-        matrices are slow (2.4 times, six seeds to width 2048), and all elsewhere; fewer where memory is short.
+        matrices are slow (2.9 times, six seeds to width 2048), and all elsewhere; fewer where memory is short.
       base_width: None is the first width.
       layout, overrides: as in `infer_infshapes`.
 
