@@ -154,6 +154,9 @@ def summarise(times: jax.Array, losses: jax.Array) -> PathResult:
     finite = jnp.all(jnp.isfinite(losses))
     dtype = np.promote_types(losses.dtype, np.float32)
     losses, times = losses.astype(dtype), times.astype(dtype)
+    # In order already. But what is sorted is computed once: a compiler may fuse losses into each of their uses, rounded
+    # differently in each, and then a barrier is below 0 or above the other by a rounding error.
+    times, losses = jax.lax.sort((times, losses), num_keys=1)
     line = (1 - times) * losses[0] + times * losses[-1]
     above = jnp.maximum(jnp.max(losses - line), 0)  # the line's rounding error is not a barrier
     barrier = jnp.max(losses) - jnp.maximum(losses[0], losses[-1])

@@ -409,9 +409,11 @@ def _after_product(setup: _Setup, old: _State, product: PyTree) -> _State:
     is_closed = beta <= jnp.finfo(beta.dtype).eps * norm
     beta = jnp.where(is_closed, 0, beta)
 
-    # From the left: column k of R from that of T, and the right-hand side.
-    delta = old.c * old.delta + old.s * alpha
-    gamma = old.s * old.delta - old.c * alpha
+    # From the left: column k of R from that of T, and the right-hand side. A product, because compilers compute one
+    # once: a gamma that is what a cancellation has left, computed for c and again (fused otherwise) for s, gave
+    # c^2 + s^2 - 1 = 3e-5.
+    turn = jnp.array([[old.c, old.s], [old.s, -old.c]])
+    delta, gamma = jnp.matmul(turn, jnp.stack([old.delta, alpha]), precision="highest")
     epsilon_next, delta_next = old.s * beta, -old.c * beta
     c, s, pivot = _reflection(gamma, beta)
     zeta, phi = c * old.phi, s * old.phi

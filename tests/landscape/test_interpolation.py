@@ -43,8 +43,8 @@ def test_a_convex_loss_has_no_barrier_and_the_second_is_never_below_the_first():
     flat, rough = run(bowl), run(wave)
     assert np.all(flat.barrier == 0)
     assert np.all(flat.barrier_above_line == 0)
-    assert np.all(rough.barrier >= -1e-6)  # the line at an end is the loss there, to rounding
-    assert np.all(rough.barrier_above_line >= rough.barrier - 1e-6)
+    assert np.all(rough.barrier >= 0)
+    assert np.all(rough.barrier_above_line >= rough.barrier)
     assert np.any(rough.barrier_above_line > rough.barrier + 0.1)
     alone = barriers(wave, starts[3], ends[3], None, num_points=11)
     np.testing.assert_allclose(rough.losses[3], alone.losses, rtol=1e-5, atol=1e-6)
