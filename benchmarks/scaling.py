@@ -3,8 +3,9 @@
 **Weak scaling.** Every process trains two replicas of an MLP (269,322 parameters), coupled in every step by an
 all-reduce of the parameters, by `train_seeds` on a mesh over processes on loopback. The floor is one process; ideal is
 its time per step, as long as there is a core for each (a process is tied to one; four on two cores take twice as long
-without any communication: `ideal`). `cpu_ms` is processor time: waiting for others is not in it. Beside stands the same
-without a coupling, where a step sends ten bytes, the loss and whether all is finite: what it costs to meet at all.
+without any communication: `ideal`). `cpu_ms` is processor time: waiting for others is not in it. Beside stand the same
+coupled in every tenth step, and without a coupling, where a step sends five bytes, the loss and whether all is finite:
+what it costs to meet at all.
 
 **Strong scaling** of one product with the Hessian of a network with one hidden layer, counted: bytes that a device
 puts into collectives, read from the compiled program, against the least that any algorithm needs,
@@ -36,6 +37,8 @@ __all__ = ["main"]
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPLICAS_EACH = 2
+COUPLINGS = {"coupled": (0.1, 1), "rarely coupled": (0.1, 10), "uncoupled": (0.0, 1)}
+"""gamma and the period: steps between refreshes of the centre."""
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))
 
 
@@ -43,7 +46,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
     """Rows: for each number of processes the time per step; for each layout of devices the bytes against the least."""
     rows = []
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    for what in ("coupled", "uncoupled"):
+    for what in COUPLINGS:
         one = None
         for processes in (1, 2) if toy else (1, 2, 4):
             found = _run(what, toy, processes, cores)
@@ -53,6 +56,7 @@ def main(output: pathlib.Path | None = None, toy: bool = False) -> list[dict[str
                 "what": f"{what} replicas over processes",
                 "processes": processes,
                 "replicas": REPLICAS_EACH * processes,
+                "period": COUPLINGS[what][1],
                 "ratio": round(found["ms"] / one, 3),
                 "ideal": max(1.0, processes / len(cores)),
             }
@@ -87,7 +91,7 @@ def _run(what: str, toy: bool, processes: int, cores: list[int]) -> dict[str, An
     return dict(json.loads(answers[0].strip().splitlines()[-1]))
 
 
-def _replicas(toy: bool, gamma: float) -> dict[str, Any]:
+def _replicas(toy: bool, gamma: float, period: int) -> dict[str, Any]:
     """Milliseconds per step of `train_seeds`, over the intervals after the first."""
     import jax
     import optax
@@ -105,7 +109,7 @@ def _replicas(toy: bool, gamma: float) -> dict[str, Any]:
     train = make_train(
         on_model(cross_entropy, lambda params, x: model.apply(params, {}, x)),
         lambda key: model.init(key)[0],
-        optax.chain(couple_replicas(gamma, axis_name="replica"), optax.sgd(0.05, 0.9)),
+        optax.chain(couple_replicas(gamma, axis_name="replica", period=period), optax.sgd(0.05, 0.9)),
         data,
         num_steps=intervals * steps,
         batch_size=64,
@@ -187,5 +191,5 @@ if __name__ == "__main__":
 
         start_processes()
     is_toy = size == "toy"
-    answer = _product(is_toy) if what == "product" else _replicas(is_toy, 0.1 if what == "coupled" else 0.0)
+    answer = _product(is_toy) if what == "product" else _replicas(is_toy, *COUPLINGS[what])
     print(json.dumps(answer), flush=True)

@@ -23,48 +23,22 @@ def rarely(predicate: jax.Array, fn: Callable[..., PyTree], default: PyTree, *op
 
     Args:
       predicate: one boolean.
-      fn: (default, *operands) -> a tree like `default`, same shapes and dtypes. It must close over no traced array.
+      fn: (default, *operands) -> a tree like `default`, same shapes and dtypes.
       default: what is kept otherwise.
       operands: what `fn` needs besides; anything.
 
     Returns:
       The values of `lax.cond(predicate, fn, lambda default, *_: default, default, *operands)`, at any depth of `vmap`.
-      Reverse-mode derivatives are not supported under `vmap`.
 
     >>> flip = lambda x: rarely(x < 0, jnp.negative, x)
     >>> jax.vmap(flip)(jnp.array([3.0, -2.0]))
     Array([3., 2.], dtype=float32)
     """
 
-    @custom_vmap
-    def branch(predicate: jax.Array, default: PyTree, operands: tuple) -> PyTree:
-        return jax.lax.cond(predicate, fn, lambda default, *_: default, default, *operands)
+    def chosen(default: PyTree, *operands: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, y: jnp.where(predicate, x, y), fn(default, *operands), default)
 
-    @branch.def_vmap
-    def _(size: int, batched: Any, predicate: jax.Array, default: PyTree, operands: tuple) -> Any:
-        differs, default_batched, operands_batched = batched
-        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, operands_batched)
-        members = jax.vmap(fn, in_axes=(0, *axes), axis_size=size)
-        default = jax.tree.map(
-            lambda is_batched, x: x if is_batched else jnp.broadcast_to(x, (size, *jnp.shape(x))),
-            default_batched,
-            default,
-        )
-        if differs:
-
-            def chosen(default: PyTree, predicate: jax.Array, *operands: PyTree) -> PyTree:
-                return jax.vmap(_where)(predicate, members(default, *operands), default)
-
-            values = rarely(jnp.any(predicate), chosen, default, predicate, *operands)
-        else:
-            values = rarely(predicate, members, default, *operands)
-        return values, jax.tree.map(lambda _: True, values)
-
-    return branch(predicate, default, operands)
-
-
-def _where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return jax.lax.cond(any_member(predicate), chosen, lambda default, *_: default, default, *operands)
 
 
 @custom_vmap

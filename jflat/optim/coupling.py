@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.branch import rarely
 from jflat.optim.focusing import balanced_gamma
 from jflat.optim.hyperparameters import (
     AxisName,
@@ -117,8 +118,8 @@ def couple_replicas(
       axis_name: axis (or axes) of replicas, bound by `replicate`, `vmap`, `pmap` or `shard_map`. None: the parameters
         are stacked along array axis `axis`; then use only elementwise optimisers, or `replicate`.
       axis: array axis of the replicas, where `axis_name` is None.
-      period: refresh the centre each `period` calls (at call 0 first); between, a stale one is used, without
-        communication.
+      period: refresh the centre each `period` calls (at call 0 first); between, a stale one is used, and the
+        parameters are not sent, also under `vmap` (over a mesh of devices one byte is, on whether any seed refreshes).
       pull: "always" pulls on every call; "refresh" only where the centre is refreshed, `period` times as strongly (the
         `gtime` of the authors' code).
       growth: total growth of the balanced gamma; later calls keep it.
@@ -190,17 +191,14 @@ def couple_replicas(
             return pulled(updates, strength, params, target), CouplingState(following, gamma0, kept)
         is_refresh = state.count % period == 0
 
-        def now() -> tuple[PyTree, PyTree]:
+        def now(_: PyTree) -> tuple[PyTree, PyTree]:
             target, kept = refresh(state, params)
             kept = varying_like(params, kept) if is_kept else ()
             if pull == "always":
                 return varying_like(params, target), kept
             return pulled(updates, strength * jnp.asarray(period).astype(strength.dtype), params, target), kept
 
-        def later() -> tuple[PyTree, PyTree]:
-            return (state.center if pull == "always" else updates), state.center
-
-        result, kept = jax.lax.cond(is_refresh, now, later)
+        result, kept = rarely(is_refresh, now, (state.center if pull == "always" else updates, state.center))
         if pull == "always":
             result = pulled(updates, strength, params, result)
         return result, CouplingState(following, gamma0, kept)

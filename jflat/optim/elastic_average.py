@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.branch import rarely
 from jflat.optim.hyperparameters import (
     AxisName,
     PyTree,
@@ -101,18 +102,19 @@ def elastic_averaging(
         require_params(where, params)
         updates, base_state = base_tx.update(grads, state.base_state, params, **extra_args)
 
-        def communicate() -> tuple[PyTree, PyTree]:
+        def communicate(same: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            updates, old = same
             step = value_at(beta, state.count, params)
             mean = mean_over_replicas(params, axis_name, axis)
-            center = tree.where(state.count == 0, mean, state.center)
+            center = tree.where(state.count == 0, mean, old)
             gaps = deviations_from(center, params)
             pulled = tree.add_scaled(updates, -step / num_replicas(params, axis_name, axis), gaps)
             return pulled, varying_like(params, move_towards(center, mean, step))
 
-        if is_number(period, 1):
-            updates, center = communicate()
-        else:
-            updates, center = jax.lax.cond(state.count % period == 0, communicate, lambda: (updates, state.center))
+        same = (updates, state.center)
+        updates, center = (
+            communicate(same) if is_number(period, 1) else rarely(state.count % period == 0, communicate, same)
+        )
         return updates, ElasticAveragingState(optax.safe_increment(state.count), center, base_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

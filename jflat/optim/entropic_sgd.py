@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.branch import rarely
 from jflat.optim.entropic_step import EntropicConfig, InnerCarry, configure, inner_step, outer_gradient, start_key
 from jflat.optim.hyperparameters import (
     AxisName,
@@ -114,8 +115,7 @@ def entropy_sgd(
     where it acts on each inner gradient, or inside `inner` and `outer`. The anchor is captured from `params` at the
     start of each cycle, so projections or edits at a boundary are safe. Leaves outside an `optax.masked` get their raw
     gradient: use `optax.partition`. Schedules given to `optax.inject_hyperparams` count calls: give it
-    `lambda n: schedule(n // L)`. Under `vmap` the boundary becomes a select, so the (elementwise) outer step is
-    computed on each call.
+    `lambda n: schedule(n // L)`.
 
     Cost: 1 gradient per call; memory 2 parameter copies (anchor, mean) and the two optimiser states.
     Reference: 1611.01838, Algorithm 1; 2006.07897, section 3.
@@ -171,15 +171,13 @@ def entropy_sgd(
         num_done = state.mini_step + 1
         is_last = num_done >= num_inner
 
-        def move_anchor() -> tuple[PyTree, Any]:
+        def move_anchor(_: PyTree) -> tuple[PyTree, Any]:
             gradient = outer_gradient(config, anchor, carry.mean, state.cycle, num_done)
             updates, outer_state = outer_tx.update(gradient, state.outer_state, anchor, **extra_args)
             return apply(anchor, updates), outer_state
 
-        def go_on() -> tuple[PyTree, Any]:
-            return carry.point, state.outer_state
-
-        target, outer_state = move_anchor() if is_number(num_inner, 1) else jax.lax.cond(is_last, move_anchor, go_on)
+        go_on = (carry.point, state.outer_state)
+        target, outer_state = move_anchor(go_on) if is_number(num_inner, 1) else rarely(is_last, move_anchor, go_on)
         return tree.subtract(target, params), EntropySGDState(
             jnp.where(is_last, 0, num_done),
             jnp.where(is_last, optax.safe_increment(state.cycle), state.cycle),

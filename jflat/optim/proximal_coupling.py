@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jflat.core import check, tree
+from jflat.core.branch import rarely
 from jflat.optim.coupling import CouplingState, Force
 from jflat.optim.hyperparameters import (
     AxisName,
@@ -89,12 +90,12 @@ def decoupled_coupling(
         times = jnp.asarray(period).astype(strength.dtype)
         stiffness = value_at(learning_rate, state.count, params).astype(strength.dtype) * strength * times
 
-        def pull() -> PyTree:
+        def pull(updates: PyTree) -> PyTree:
             points = apply(params, updates)
             center = mean_over_replicas(points, axis_name, axis)
             return tree.add_scaled(updates, -implicit_share(stiffness), deviations_from(center, points))
 
-        pulled = pull() if is_number(period, 1) else jax.lax.cond(state.count % period == 0, pull, lambda: updates)
+        pulled = pull(updates) if is_number(period, 1) else rarely(state.count % period == 0, pull, updates)
         return pulled, CouplingState(following, gamma0, ())
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -62,7 +62,7 @@ def parle(
     Raises:
       ValueError: as `entropy_sgd` and `couple_replicas`.
 
-    Cost: R gradients per call, R `num_inner` per outer step; one all-reduce per outer step (on each call under `vmap`).
+    Cost: R gradients per call, R `num_inner` per outer step; one all-reduce per outer step.
     Reference: 1707.00424, equations 8a to 8d.
 
     >>> import jax.numpy as jnp
