@@ -182,8 +182,8 @@ def _load_figure(config: Mapping[str, Any], metrics: Mapping[str, Any], arrays: 
             )
         )
         places = {
-            r"around $\kappa_{max}$": metrics["break_up"]["perceptron/1"],
-            "densest regions": float(arrays["critical/perceptron/wide_minima"]),
+            r"break-up around $\kappa_{max}$": metrics["break_up"]["perceptron/1"],
+            "densest regions break up": float(arrays["critical/perceptron/wide_minima"]),
             "capacity": float(arrays["critical/perceptron/capacity"]),
         }
         places = {name: value for name, value in places.items() if value is not None}

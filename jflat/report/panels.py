@@ -12,6 +12,7 @@ from jflat.report.figure_style import COLOURS, LINES, MARKERS, Figure, empty_fig
 __all__ = ["Panel", "Series", "draw_panels"]
 
 _REFERENCE: Any = {"color": "#555555", "linewidth": 1.4, "zorder": 1}
+_REFERENCE_LINES: Any = ((0, (1, 1.5)), (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (2.5, 1.5)))
 
 
 class Series(NamedTuple):
@@ -37,9 +38,9 @@ class Panel(NamedTuple):
     series: Mapping[str, Series]
     """By label; a label has one style in all panels."""
     levels: Mapping[str, float] = {}
-    """Horizontal lines by label, grey and dotted."""
+    """Horizontal lines by label, grey."""
     places: Mapping[str, float] = {}
-    """Vertical lines, grey and dotted, with their label beside them."""
+    """Vertical lines by label, grey."""
     lowest: float | None = None
     """Lower end of the vertical axis."""
     log_y: bool = False
@@ -76,16 +77,18 @@ def draw_panels(
     """
     check.require(len(panels) > 0, "draw_panels", "panels", "must have at least one", len(panels))
     labels = list(dict.fromkeys(label for panel in panels for label in panel.series))
+    references = list(dict.fromkeys(label for panel in panels for label in (*panel.levels, *panel.places)))
     with styled(11, lines_linewidth=1.9, lines_markersize=6):
-        figure = empty_figure(5.6, height * len(panels) + 0.35 + 0.24 * -(-len(labels) // 2))
+        figure = empty_figure(5.6, height * len(panels) + 0.35 + 0.24 * -(-(len(labels) + len(references)) // 2))
         axes_list = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         handles: dict[str, Any] = {}
         for panel, axes in zip(panels, axes_list, strict=True):
             for label, series in panel.series.items():
                 handles.setdefault(label, _draw(axes, series, labels.index(label)))
-            for label, value in panel.levels.items():
-                handle = axes.axhline(value, linestyle=(0, (1, 1.5)), **_REFERENCE)
-                handles.setdefault(label, handle)
+            for draw, lines in ((axes.axhline, panel.levels), (axes.axvline, panel.places)):
+                for label, value in lines.items():
+                    dashes = _REFERENCE_LINES[references.index(label) % len(_REFERENCE_LINES)]
+                    handles.setdefault(label, draw(value, linestyle=dashes, **_REFERENCE))
             axes.set_title(panel.title)
             axes.set_ylabel(panel.ylabel)
             if log_x:
@@ -94,20 +97,14 @@ def draw_panels(
                 axes.set_yscale("log")
             if panel.lowest is not None:
                 axes.set_ylim(bottom=panel.lowest)
-            for label, value in panel.places.items():
-                axes.axvline(value, linestyle=(0, (1, 1.5)), **_REFERENCE)
-                where = {"xy": (value, 0.98), "xycoords": ("data", "axes fraction"), "xytext": (-3, 0)}
-                style = {"rotation": 90, "ha": "right", "va": "top", "color": "#333333", "fontsize": 8}
-                box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}  # over the grid and curves
-                axes.annotate(label, textcoords="offset points", bbox=box, **where, **style)
         axes_list[-1].set_xlabel(xlabel)
         if xticks is not None:
             places = np.asarray(xticks, np.float64)
             axes_list[-1].set_xticks(places, [f"{tick:g}" for tick in places])
             axes_list[-1].xaxis.set_ticks([], minor=True)
         figure.legend(
-            list(handles.values()),
-            list(handles),
+            [handles[label] for label in (*labels, *references)],
+            [*labels, *references],
             loc="outside lower center",
             ncols=2,
             handlelength=3.4,

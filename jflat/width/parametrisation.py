@@ -162,6 +162,8 @@ def fold(p: ABC) -> ABC:
 def canonical(p: ABC, c: Any = 0) -> ABC:
     """The member of p's class whose layers all have the learning-rate exponent `c`.
 
+    Parameters without an infinite axis (see `ABC`) have no exponents: for c other than 0 their rate stays apart.
+
     >>> canonical(fold(mup())) == mup()
     True
     """

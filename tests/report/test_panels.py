@@ -19,10 +19,12 @@ def test_lines_points_and_references_are_where_they_should_be(tmp_path):
     np.testing.assert_allclose(first.lines[0].get_ydata(), 2 * x)
     bars = first.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose([bar[:, 1] for bar in bars], np.stack([3 * x - 0.1, 3 * x + [0.2, 0.0, 0.2]], axis=1))
-    assert {text.get_text() for text in first.texts} == {"end", "here"}
-    assert any(list(line.get_xdata()) == [0.3, 0.3] for line in first.lines)
-    assert any(list(line.get_ydata()) == [0.0, 0.0] for line in first.lines)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["theory", "N = 9", "zero"]
+    assert {text.get_text() for text in first.texts} == {"end"}
+    (place,) = [line for line in first.lines if list(line.get_xdata()) == [0.3, 0.3]]
+    (level,) = [line for line in first.lines if list(line.get_ydata()) == [0.0, 0.0]]
+    assert place.get_linestyle() == level.get_linestyle() == "--"  # what matplotlib calls any pattern
+    assert place._unscaled_dash_pattern != level._unscaled_dash_pattern
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["theory", "N = 9", "zero", "here"]
     assert (first.get_yscale(), second.get_yscale()) == ("linear", "log")
     of_first, of_second = (axes.containers[0].lines[0] for axes in (first, second))
     assert of_first.get_marker() == of_second.get_marker()
