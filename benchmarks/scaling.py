@@ -4,7 +4,7 @@
 all-reduce of the parameters, by `train_seeds` on a mesh over processes on loopback. The floor is one process; ideal is
 its time per step, as long as there is a core for each (a process is tied to one; four on two cores take twice as long
 without any communication: `ideal`). `cpu_ms` is processor time: waiting for others is not in it. Beside stand the same
-coupled in every tenth step, and without a coupling, where a step sends five bytes, the loss and whether all is finite:
+coupled in every tenth step, and without a coupling, where a step sends eight bytes, the loss and whether all is finite:
 what it costs to meet at all.
 
 **Strong scaling** of one product with the Hessian of a network with one hidden layer, counted: bytes that a device

@@ -150,5 +150,7 @@ def test_every_listed_run_is_stored_and_its_commands_exist():
 
 
 def test_the_stored_table_of_ratios_is_that_of_the_stored_runs(capsys):
-    main(["ratios", *(str(RESULTS / f"{name}_cpu_1_core.jsonl") for name in ("curvature", "peers"))])
-    assert capsys.readouterr().out == (RESULTS / "peers_cpu_1_core.ratios.md").read_text()
+    main(["ratios", *(str(RESULTS / name) for name in ("curvature_cpu_1_core.jsonl", "peers_cpu_2_cores.jsonl"))])
+    table = capsys.readouterr().out
+    assert table == (RESULTS / "peers.ratios.md").read_text()
+    assert table in (RESULTS.parents[1] / "README.md").read_text()

@@ -227,8 +227,13 @@ def make_train(
     def step(data: PyTree, state: TrainState, drawn: Draws) -> tuple[TrainState, jax.Array]:
         old = (state.params, state.model_state, state.opt_state)
         value, *new = update(data, *old, drawn)
-        value = jnp.mean(value)
-        finite = jnp.isfinite(value) & tree.all_finite(tuple(new[:2]))
+        if num_replicas is None:
+            finite = tree.all_finite(tuple(new[:2]))
+        else:  # one sum over the replicas for both: over processes every sum is a meeting
+            broken = ~jax.vmap(tree.all_finite)(tuple(new[:2]))
+            value, broken = jnp.mean(jnp.stack([value, broken.astype(value.dtype)]), axis=1)
+            finite = broken == 0
+        finite &= jnp.isfinite(value)
         alive = finite & (state.failed_step < 0)
         failed_step = jnp.where((state.failed_step < 0) & ~finite, state.step, state.failed_step)
         params, model_state, opt_state = tree.where(alive, tuple(new), old)
