@@ -70,6 +70,18 @@ def test_the_compiled_program_still_branches(key):
     assert [" conditional(" in text for text in programs] == [False, True]
 
 
+def test_derivatives_also_by_what_the_branch_closes_over():
+    def total(branch, x, c):
+        members = jax.vmap(lambda predicate, x: branch(predicate, lambda x: jnp.sin(x) * c, x))
+        return jnp.sum(members(jnp.array([True, False]), x))
+
+    x, c = jnp.array([0.3, 0.5]), jnp.float32(2.0)
+    wanted, got = (jax.jit(jax.grad(total, (1, 2)), static_argnums=0)(branch, x, c) for branch in (plain, rarely))
+    jax.tree.map(np.testing.assert_array_equal, wanted, got)
+    np.testing.assert_allclose(got[0], [2 * np.cos(0.3), 1.0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], np.sin(0.3), rtol=1e-6)
+
+
 def test_all_members_go_on_until_the_last_stops_and_nothing_is_selected():
     def count(limit):
         return jax.lax.while_loop(lambda c: any_member(c[0] < limit), lambda c: (c[0] + 1, c[1] + limit), (0, 0))
