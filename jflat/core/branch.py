@@ -18,11 +18,11 @@ __all__ = ["any_member", "rarely"]
 PyTree = Any
 
 
-def rarely(predicate: jax.Array, fn: Callable[..., PyTree], default: PyTree, *operands: PyTree) -> PyTree:
+def rarely(predicate: jax.Array | bool, fn: Callable[..., PyTree], default: PyTree, *operands: PyTree) -> PyTree:
     """`fn(default, *operands)` where the predicate holds, else `default`; skipped under `vmap` if no member needs it.
 
     Args:
-      predicate: one boolean.
+      predicate: one boolean; Python's True calls `fn` without any branch.
       fn: (default, *operands) -> a tree like `default`, same shapes and dtypes.
       default: what is kept otherwise.
       operands: what `fn` needs besides; anything.
@@ -34,6 +34,9 @@ def rarely(predicate: jax.Array, fn: Callable[..., PyTree], default: PyTree, *op
     >>> jax.vmap(flip)(jnp.array([3.0, -2.0]))
     Array([3., 2.], dtype=float32)
     """
+
+    if predicate is True:
+        return fn(default, *operands)
 
     def chosen(default: PyTree, *operands: PyTree) -> PyTree:
         return jax.tree.map(lambda x, y: jnp.where(predicate, x, y), fn(default, *operands), default)

@@ -111,10 +111,8 @@ def elastic_averaging(
             pulled = tree.add_scaled(updates, -step / num_replicas(params, axis_name, axis), gaps)
             return pulled, varying_like(params, move_towards(center, mean, step))
 
-        same = (updates, state.center)
-        updates, center = (
-            communicate(same) if is_number(period, 1) else rarely(state.count % period == 0, communicate, same)
-        )
+        is_meeting = is_number(period, 1) or state.count % period == 0
+        updates, center = rarely(is_meeting, communicate, (updates, state.center))
         return updates, ElasticAveragingState(optax.safe_increment(state.count), center, base_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -176,8 +176,8 @@ def entropy_sgd(
             updates, outer_state = outer_tx.update(gradient, state.outer_state, anchor, **extra_args)
             return apply(anchor, updates), outer_state
 
-        go_on = (carry.point, state.outer_state)
-        target, outer_state = move_anchor(go_on) if is_number(num_inner, 1) else rarely(is_last, move_anchor, go_on)
+        is_move = is_number(num_inner, 1) or is_last
+        target, outer_state = rarely(is_move, move_anchor, (carry.point, state.outer_state))
         return tree.subtract(target, params), EntropySGDState(
             jnp.where(is_last, 0, num_done),
             jnp.where(is_last, optax.safe_increment(state.cycle), state.cycle),

@@ -95,7 +95,7 @@ def decoupled_coupling(
             center = mean_over_replicas(points, axis_name, axis)
             return tree.add_scaled(updates, -implicit_share(stiffness), deviations_from(center, points))
 
-        pulled = pull(updates) if is_number(period, 1) else rarely(state.count % period == 0, pull, updates)
+        pulled = rarely(is_number(period, 1) or state.count % period == 0, pull, updates)
         return pulled, CouplingState(following, gamma0, ())
 
     return optax.GradientTransformationExtraArgs(init, update)
